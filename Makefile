@@ -1,0 +1,50 @@
+# Cresset's verbs: each calls the pipeline, in a .venv made from hash-pinned dependencies.
+# Settings go on the line (make build CCA=8.6), into the shell, or into .env.
+
+.DEFAULT_GOAL := build
+.PHONY: help env over config plan build build-only test test-slow lint format bench docs lock clean
+
+PYTHON ?= python3
+CRESSET := .venv/bin/python -m pipeline
+READY := .venv/ready
+
+help:  ## Show the targets.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+env: $(READY)  ## Write a commented .env for this user and machine; never overwrites one.
+	@$(CRESSET) env
+over: $(READY)  ## Write docker-compose.override.yaml; never overwrites one.
+	@$(CRESSET) over
+config: $(READY)  ## Show every setting, its value and where that came from.
+	@$(CRESSET) config
+plan: $(READY)  ## Show what a build would do.
+	@$(CRESSET) plan
+build: $(READY)  ## Build, check and deliver the image; prints its digest reference.
+	@$(CRESSET) build
+build-only: $(READY)  ## The same, starting no container.
+	@$(CRESSET) build-only
+test: $(READY)  ## Lint, type-check and test, on the real engine too.
+	@.venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy && .venv/bin/pytest -m "not slow"
+test-slow: $(READY)  ## The tests that take longer, or need a Docker daemon.
+	@.venv/bin/pytest -m slow
+lint: $(READY)  ## Lint and type-check.
+	@.venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy
+format: $(READY)  ## Format the code, and mend what the linter can.
+	@.venv/bin/ruff check --fix && .venv/bin/ruff format
+bench: $(READY)  ## Time a build with nothing to do beside docker buildx.
+	@.venv/bin/python tests/bench/noop.py
+docs: $(READY)  ## Renew the generated parts of the README.
+	@.venv/bin/python -m tests.readme
+lock: $(READY)  ## Renew requirements.lock.
+	@.venv/bin/uv pip compile --quiet --upgrade --generate-hashes --extra dev --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
+clean: $(READY)  ## Stop the local engine and remove dist/ and .venv.
+	@$(CRESSET) engine stop && rm -rf dist .venv
+
+# pip checks every hash, since the lock has one for each package; as root it also gets what the
+# local engine needs from apt, which nothing else installs.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	@.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@if [ "$$(id -u)" = 0 ]; then $(CRESSET) engine requirements --install; fi
+	@touch $@

@@ -1,0 +1,19 @@
+"""The verbs: parse, call, print. What they call is imported by them, so that each starts fast."""
+
+from __future__ import annotations
+
+import typer
+
+from pipeline.cli import engine, image, setup
+
+app = typer.Typer(
+    name="cresset",
+    help="Deep-learning dev images: PyTorch for your GPU, checked, published, shared.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+image.add_to(app)
+setup.add_to(app)
+app.add_typer(engine.app, name="engine", rich_help_panel="Engine")

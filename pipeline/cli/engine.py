@@ -1,0 +1,103 @@
+"""Verbs of the local engine: status, start, stop, logs, prune, requirements."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="The local engine, for machines without Docker.", no_args_is_help=True)
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
+@app.command()
+def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show whether it runs, where its state and log are, and what it lacks to run."""
+    import dataclasses
+
+    from pipeline.engine import local
+
+    now, needs = local.status(), local.needs()
+    if as_json:
+        content = dataclasses.asdict(now) | {"needs": [dataclasses.asdict(n) for n in needs]}
+        typer.echo(json.dumps(content, default=str))
+        return
+    typer.echo(f"{'running' if now.running else 'stopped'}, version {now.version}")
+    for name, value in dataclasses.asdict(now).items():
+        typer.echo(f"  {name:<12} {value if value is not None else '-'}")
+    for need in needs:
+        typer.echo(f"needs {need.what}: {need.why}; {need.mend}")
+
+
+@app.command()
+def start() -> None:
+    """Build it where it is not built, and start it where it is not running."""
+    from pipeline.engine import local
+
+    typer.echo(local.start(_say).runner_host)
+
+
+@app.command()
+def stop() -> None:
+    """Stop it, and leave the machine as it was; its cache stays."""
+    from pipeline.engine import local
+
+    _say("stopped" if local.stop(_say) else "it was not running")
+
+
+@app.command()
+def logs(
+    lines: Annotated[int, typer.Option("--lines", "-n", help="How many of the last lines.")] = 100,
+) -> None:
+    """Print the end of its log."""
+    from pipeline.engine import local
+    from pipeline.report import tail
+
+    path = local.log_path()
+    typer.echo(tail(path, lines) if path.is_file() else "it has not run yet")
+
+
+@app.command()
+def prune(
+    keep: Annotated[str, typer.Option(help="Space its cache may keep, as 20GB.")] = "0",
+) -> None:
+    """Throw its cache away, down to what it may keep."""
+    from pipeline.cli.run import run
+    from pipeline.engine import session
+
+    freed = run(session.prune_local(keep, _say))
+    typer.echo(f"{freed / 1e9:.1f} GB freed", err=True)
+
+
+@app.command()
+def requirements(
+    install: Annotated[bool, typer.Option("--install", help="Install them by apt-get.")] = False,
+) -> None:
+    """Name what the local engine lacks on this machine, and the command that installs it."""
+    import shlex
+    import subprocess
+
+    from pipeline.engine import local
+    from pipeline.errors import EngineError
+
+    needs = local.needs()
+    for need in needs:
+        typer.echo(f"{need.what}: {need.why}; {need.mend}", err=True)
+    by_apt = [shlex.split(n.mend)[3:] for n in needs if n.mend.startswith("apt-get install -y ")]
+    if not by_apt:
+        return
+    command = ["apt-get", "install", "-y", *sorted({name for names in by_apt for name in names})]
+    typer.echo(shlex.join(command))
+    if install:
+        for step in (["apt-get", "update"], command):
+            if subprocess.run(step, stdout=sys.stderr, check=False).returncode != 0:
+                raise EngineError(
+                    "what the local engine lacks could not be installed",
+                    why=f"{shlex.join(step)} failed, as shown above",
+                    next_step="run it by hand and mend what it says",
+                )

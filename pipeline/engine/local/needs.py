@@ -1,0 +1,112 @@
+"""What a machine has to have for the local engine, and how it gets what is missing."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.engine.local import build
+
+
+@dataclass(frozen=True)
+class Need:
+    """Something missing: what it is, why the engine wants it, how to get it."""
+
+    what: str
+    why: str
+    mend: str
+
+
+_TOOLS = (
+    ("mmdebstrap", "makes the engine's root file system", "mmdebstrap"),
+    ("unshare", "gives the engine its own mounts and processes", "util-linux"),
+    ("pivot_root", "enters the engine's root file system", "util-linux"),
+    ("mount", "makes the engine's root file system visible to it", "mount"),
+)
+_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+
+
+def needs() -> tuple[Need, ...]:
+    """Return all that this machine lacks; nothing means that the engine can run."""
+    return tuple(
+        need for need in (_root(), _overlay(), _go(), *map(_tool, _TOOLS), _keyring()) if need
+    )
+
+
+def _root() -> Need | None:
+    if os.geteuid() == 0:
+        return None
+    return Need("root", "mounts, networks and containers are made by root", "run it under sudo -E")
+
+
+def _overlay() -> Need | None:
+    # The module may be loaded on first use, so its absence here is no proof where modules exist.
+    known = "overlay" in Path("/proc/filesystems").read_text().split()
+    if known or Path("/lib/modules", os.uname().release).exists():
+        return None
+    return Need("overlayfs", "layers of images lie on it", "use a kernel with CONFIG_OVERLAY_FS")
+
+
+def _tool(tool: tuple[str, str, str]) -> Need | None:
+    name, why, package = tool
+    return None if shutil.which(name) else Need(name, why, f"apt-get install -y {package}")
+
+
+def _keyring() -> Need | None:
+    if _KEYRING.exists():
+        return None
+    return Need(
+        "debian-archive-keyring",
+        "proves that the packages of the root file system are Debian's",
+        "apt-get install -y debian-archive-keyring",
+    )
+
+
+def _go() -> Need | None:
+    if build.built():
+        return None
+    wanted = go_wanted((build.GO / "go.mod").read_text())
+    mend = f"install Go {wanted} or newer and have `go` on PATH"
+    if not shutil.which("go"):
+        return Need("Go", "compiles the engine, once", mend)
+    asked = subprocess.run(
+        ["go", "env", "GOVERSION", "GOTOOLCHAIN"],
+        cwd="/",
+        env=os.environ | {"GOTOOLCHAIN": "local"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = asked.stdout.split("\n")[0].removeprefix("go")
+    if go_serves(found, wanted, _toolchain()):
+        return None
+    return Need(f"Go {wanted}", f"the engine does not compile with Go {found}", mend)
+
+
+def _toolchain() -> str:
+    return subprocess.run(
+        ["go", "env", "GOTOOLCHAIN"], cwd="/", capture_output=True, text=True, check=False
+    ).stdout.strip()
+
+
+def go_wanted(module: str) -> str:
+    """Return the Go version that the go.mod `module` asks for."""
+    found = re.search(r"^go (\S+)$", module, re.MULTILINE)
+    assert found, "every go.mod of ours has a go line"
+    return found[1]
+
+
+def go_serves(found: str, wanted: str, toolchain: str) -> bool:
+    """Return whether Go `found` is at least `wanted`, or may fetch it: GOTOOLCHAIN `toolchain`."""
+    if _numbers(found) >= _numbers(wanted):
+        return True
+    # Toolchains are fetched since 1.21, where the setting begins with the word auto.
+    return _numbers(found) >= (1, 21) and toolchain.endswith("auto")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])

@@ -1,0 +1,324 @@
+"""Where an image goes: a registry, Docker, or a file. Each also finds what it already has.
+
+Finding must be quick, since it is all that a build with nothing to do waits for: no engine, no
+SDK and no library that it does not need is imported for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from pipeline import tags
+from pipeline.errors import PublishError
+from pipeline.spec import ImageSpec
+
+if TYPE_CHECKING:
+    from dagger import Container, ImageLayerCompression
+
+DIST: Final = Path("dist")
+KEY_LABEL: Final = "dev.cresset.key"
+
+_DOCKER_SECONDS = 5.0
+_REGISTRY_SECONDS = 10.0
+_MANIFESTS = (
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+)
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """An image where it was asked for; `size` is what it takes there, in bytes."""
+
+    ref: str
+    digest: str
+    size: int
+    next_step: str = ""
+
+
+class Destination(Protocol):
+    """A place for images; `name` says which in words."""
+
+    @property
+    def name(self) -> str: ...
+
+    def find(self, spec: ImageSpec) -> Delivered | None:
+        """Return the image of the spec's key, if it is there."""
+
+    async def deliver(self, image: Container, spec: ImageSpec) -> Delivered:
+        """Put the image there under all its tags; PublishError if that fails."""
+
+
+def destination(registry: str, image_name: str) -> Destination:
+    """Return the registry if one is named, else Docker if its daemon answers, else ``dist/``."""
+    if registry:
+        return Registry(tags.repository(image_name, registry), image_name)
+    docker = Docker(tags.repository(image_name), image_name)
+    return docker if docker.answers() else Archive(DIST, tags.repository(image_name))
+
+
+@dataclass(frozen=True)
+class Registry:
+    """A repository of an OCI registry; logins are Docker's own (``docker login``)."""
+
+    repository: str
+    image_name: str
+
+    @property
+    def name(self) -> str:
+        return f"the registry, as {self.repository}"
+
+    def find(self, spec: ImageSpec) -> Delivered | None:
+        return self._manifest(tags.key_tag(spec), spec)
+
+    async def deliver(self, image: Container, spec: ImageSpec) -> Delivered:
+        import dagger  # noqa: PLC0415 - most of a second, and only a real delivery needs it
+
+        try:
+            for tag in tags.tags(spec, self.image_name):
+                await image.publish(
+                    f"{self.repository}:{tag}", forced_compression=_forced(spec.compression)
+                )
+        except dagger.QueryError as error:
+            raise _refused(self.repository, str(error)) from error
+        delivered = self._manifest(tags.key_tag(spec), spec)
+        if delivered is None:
+            raise PublishError(
+                f"{self.repository} took the image and does not have it",
+                why="the registry answered the push with success and the pull with 404",
+                next_step="look into the registry's log and storage",
+            )
+        return delivered
+
+    def _manifest(self, tag: str, spec: ImageSpec) -> Delivered | None:
+        import requests  # noqa: PLC0415 - needed only where a registry is named
+
+        host, _, path = self.repository.partition("/")
+        try:
+            response = _get(host, path, tag)
+        except requests.RequestException as error:
+            raise PublishError(
+                f"the registry {host} cannot be reached",
+                why=_innermost(error),
+                next_step="check REGISTRY, the network and the machine's CA certificates",
+            ) from error
+        if response.status_code == requests.codes.not_found:
+            return None
+        if response.status_code in {requests.codes.unauthorized, requests.codes.forbidden}:
+            raise _refused(self.repository, f"{response.status_code} {response.reason}")
+        if response.status_code != requests.codes.ok:
+            raise PublishError(
+                f"the registry {host} answers with {response.status_code} {response.reason}",
+                why=response.text[:200],
+                next_step="try again, or look into the registry's log",
+            )
+        manifest = response.json()
+        digest = response.headers["Docker-Content-Digest"]
+        return Delivered(
+            ref=f"{self.repository}:{spec.variant}@{digest}",
+            digest=digest,
+            size=sum(layer["size"] for layer in [manifest["config"], *manifest["layers"]]),
+            next_step=f"docker pull {self.repository}:{spec.variant}",
+        )
+
+
+def _get(host: str, path: str, tag: str) -> Any:  # noqa: ANN401 - requests' Response
+    """Return the registry's answer for one manifest, logged in as Docker is if it asks."""
+    from oras.container import Container as Reference  # noqa: PLC0415 - as requests above
+    from oras.logger import setup_logger  # noqa: PLC0415
+    from oras.provider import Registry as Client  # noqa: PLC0415
+
+    setup_logger(quiet=True)
+    # Loopback registries speak plain HTTP, by the rule that Docker and the engine keep too.
+    plain = host.partition(":")[0] in {"localhost", "127.0.0.1"}
+    client = Client(host, insecure=plain)
+    client.auth.load_configs(Reference(f"{host}/{path}:{tag}"))
+    url = f"{client.prefix}://{host}/v2/{path}/manifests/{tag}"
+    headers = {"Accept": ", ".join(_MANIFESTS)}
+    response = client.session.get(url, headers=headers, timeout=_REGISTRY_SECONDS)
+    if response.status_code != 401:  # noqa: PLR2004 - HTTP's own number
+        return response
+    basic = getattr(client.auth, "_basic_auth", None)
+    if response.headers.get("Www-Authenticate", "").lower().startswith("basic"):
+        headers |= {"Authorization": f"Basic {basic}"} if basic else {}
+    else:
+        headers, _ = client.auth.authenticate_request(response, headers)
+    return client.session.get(url, headers=headers, timeout=_REGISTRY_SECONDS)
+
+
+def _refused(repository: str, why: str) -> PublishError:
+    host = repository.partition("/")[0]
+    step = "check the registry's log and free space"
+    if any(sign in why.lower() for sign in ("401", "403", "unauthorized", "denied", "forbidden")):
+        step = f"log in with `docker login {host}` as somebody who may push there"
+    return PublishError(f"{repository} refuses the image", why=why, next_step=step)
+
+
+def _innermost(error: BaseException) -> str:
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error) or type(error).__name__
+
+
+@dataclass(frozen=True)
+class Docker:
+    """The images of a Docker daemon, by the client on PATH, so by its contexts as well."""
+
+    repository: str
+    image_name: str
+
+    @property
+    def name(self) -> str:
+        return f"Docker, as {self.repository}"
+
+    def answers(self) -> bool:
+        """Say whether a Docker daemon answers."""
+        return _docker("version", "--format", "{{.Server.Version}}") is not None
+
+    def find(self, spec: ImageSpec) -> Delivered | None:
+        shown = _docker("image", "inspect", f"{self.repository}:{tags.key_tag(spec)}")
+        if shown is None:
+            return None
+        image = json.loads(shown)[0]
+        return Delivered(
+            ref=f"{self.repository}:{spec.variant}@{image['Id']}",
+            digest=image["Id"],
+            size=image["Size"],
+            next_step=f"docker run --rm -it {self.repository}:{spec.variant}",
+        )
+
+    async def deliver(self, image: Container, spec: ImageSpec) -> Delivered:
+        import dagger  # noqa: PLC0415 - most of a second, and only a real delivery needs it
+
+        names = [f"{self.repository}:{tag}" for tag in tags.tags(spec, self.image_name)]
+        try:
+            # Docker unpacks what it loads: compressing it first would be thrown away at once.
+            await image.export_image(
+                names[-1],
+                forced_compression=_forced("uncompressed"),
+                media_types=dagger.ImageMediaTypes.DockerMediaTypes,
+            )
+        except dagger.QueryError as error:
+            raise PublishError(
+                "Docker does not take the image",
+                why=str(error),
+                next_step="look into the daemon's log and the free space of its data folder",
+            ) from error
+        for name in names[:-1]:
+            _docker("tag", names[-1], name)
+        delivered = self.find(spec)
+        if delivered is None:
+            raise PublishError("Docker took the image and does not have it")
+        return delivered
+
+
+def _docker(*args: str) -> str | None:
+    """Return what docker prints, None where it is missing, fails, or does not answer in time."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(
+            ["docker", *args], capture_output=True, text=True, timeout=_DOCKER_SECONDS, check=False
+        )
+        if done.returncode == 0:
+            return done.stdout
+    return None
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A folder of OCI archives, which Docker, Podman and skopeo all read."""
+
+    folder: Path
+    repository: str
+
+    @property
+    def name(self) -> str:
+        return f"a file in {self.folder}/"
+
+    def path(self, spec: ImageSpec) -> Path:
+        """Return where the image of this variant lies."""
+        return self.folder / f"{self.repository.replace('/', '-')}-{spec.variant}.oci.tar"
+
+    def find(self, spec: ImageSpec) -> Delivered | None:
+        path = self.path(spec)
+        if not path.is_file():
+            return None
+        try:
+            digest, labels = _read_archive(path)
+        except (tarfile.TarError, KeyError, ValueError, OSError):
+            return None
+        if labels.get(KEY_LABEL) != spec.key:
+            return None
+        return Delivered(
+            ref=f"oci-archive:{path}@{digest}",
+            digest=digest,
+            size=path.stat().st_size,
+            next_step=f"docker load -i {path}, podman load -i {path}, or "
+            f"skopeo copy oci-archive:{path} docker://…",
+        )
+
+    async def deliver(self, image: Container, spec: ImageSpec) -> Delivered:
+        import dagger  # noqa: PLC0415 - most of a second, and only a real delivery needs it
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.path(spec)
+        with _half_written(path) as part:
+            try:
+                await image.export(
+                    str(part.absolute()), forced_compression=_forced(spec.compression)
+                )
+                part.replace(path)
+            except (dagger.QueryError, OSError) as error:
+                raise PublishError(
+                    f"{path} cannot be written",
+                    why=str(error),
+                    next_step=f"check the free space below {self.folder.absolute()}",
+                ) from error
+        delivered = self.find(spec)
+        if delivered is None:
+            raise PublishError(f"{path} was written and cannot be read back")
+        return delivered
+
+
+@contextlib.contextmanager
+def _half_written(path: Path) -> Iterator[Path]:
+    """Yield a name beside `path` to write to; what is left under it afterwards goes."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _read_archive(path: Path) -> tuple[str, dict[str, str]]:
+    """Return the digest of the image in an OCI archive, and its labels."""
+    with tarfile.open(path) as tar:
+
+        def blob(name: str) -> dict[str, Any]:
+            member = tar.extractfile(name)
+            if member is None:
+                msg = f"{name} is not a file"
+                raise ValueError(msg)
+            content: dict[str, Any] = json.load(member)
+            return content
+
+        digest: str = blob("index.json")["manifests"][0]["digest"]
+        manifest = blob(f"blobs/{digest.replace(':', '/')}")
+        config = blob(f"blobs/{manifest['config']['digest'].replace(':', '/')}")
+    return digest, config.get("config", {}).get("Labels") or {}
+
+
+def _forced(compression: str) -> ImageLayerCompression:
+    from dagger import ImageLayerCompression  # noqa: PLC0415 - as in deliver
+
+    return {
+        "gzip": ImageLayerCompression.Gzip,
+        "zstd": ImageLayerCompression.Zstd,
+        "uncompressed": ImageLayerCompression.Uncompressed,
+    }[compression]

@@ -1,0 +1,359 @@
+"""What the user wrote: one string a variable, from a flag, the shell, ``.env`` or a default.
+
+The model is plain pydantic over merged sources rather than pydantic-settings: each value must say
+where it came from and each unknown key must be answered with the nearest known one, which leaves
+nothing of pydantic-settings to use but a tenth of a second of import time on every command.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from pipeline.errors import ConfigError, Problem
+
+ENV_FILE = Path(".env")
+
+
+class Origin(StrEnum):
+    """Where a value came from, strongest first."""
+
+    FLAG = "flag"
+    SHELL = "shell"
+    FILE = ".env"
+    DEFAULT = "default"
+
+
+def setting(default: str, about: str, *, group: str, allowed: str = "") -> Any:  # noqa: ANN401 - as pydantic's own Field
+    """Return a field with what ``--help``, ``config``, the README table and errors say of it."""
+    return Field(default, description=about, json_schema_extra={"group": group, "allowed": allowed})
+
+
+def _matching(pattern: str, why: str) -> AfterValidator:
+    compiled = re.compile(pattern)
+
+    def check(text: str) -> str:
+        if text and compiled.fullmatch(text) is None:
+            raise ValueError(why)
+        return text
+
+    return AfterValidator(check)
+
+
+def _timezone(name: str) -> str:
+    import zoneinfo  # noqa: PLC0415 - read only where TZ is set
+
+    try:
+        zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError) as error:
+        known = zoneinfo.available_timezones()
+        # A host without tzdata knows no zone at all; the image has its own and decides there.
+        if known:
+            raise ValueError(
+                "not a time zone of the tz database" + _nearest(name, known)
+            ) from error
+    return name
+
+
+def _nearest(name: str, known: object) -> str:
+    match = difflib.get_close_matches(name, list(cast("Any", known)), 1, 0.6)
+    return f"; nearest: {match[0]}" if match else ""
+
+
+_VERSION = _matching(r"\d+(\.\d+){1,3}", "not a version number")
+_TAG = _matching(r"[A-Za-z0-9][\w./+-]*", "not a git tag, branch or commit")
+_URL = _matching(r"https?://[^\s/]+(/\S*)?", "not an http or https URL")
+_NUMBER = _matching(r"\d{1,10}", "not a number")
+_NAME = _matching(r"[A-Za-z_][\w.-]*", "not a user or group name")
+_PATH = _matching(r"/\S*", "not an absolute path")
+_REGISTRY = _matching(
+    r"[A-Za-z0-9][A-Za-z0-9.-]*(:\d{1,5})?(/[a-z0-9]+([._/-]+[a-z0-9]+)*)?",
+    "not a registry; it has no scheme and an optional path in lower case",
+)
+_IMAGE_NAME = _matching(
+    r"[A-Za-z0-9]+([._/-]+[A-Za-z0-9]+)*(:[A-Za-z0-9_][\w.-]{0,127})?", "not an image name"
+)
+_REFERENCE = _matching(r"[A-Za-z0-9][\w./:-]*(@sha256:[0-9a-f]{64})?", "not an image reference")
+
+IMAGE, BASE, MIRRORS, DELIVERY, ENGINE, START = (
+    "Image", "Base", "Mirrors", "Delivery", "Engine", "Container start",
+)  # fmt: skip
+
+Onoff = Literal["include", "exclude"]
+
+
+class Settings(BaseModel):
+    """Every variable that Cresset reads; the names are the original's where it had one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    service: Literal["train", "full", "simple"] = setting(
+        "train", "What to build; `full` is `train`.", group=IMAGE
+    )
+    build_mode: Onoff = setting(
+        "exclude", "`include` compiles PyTorch from source, `exclude` takes wheels.", group=IMAGE
+    )
+    cca: str = setting(
+        "",
+        "Compute capabilities of the GPUs to serve, as in TORCH_CUDA_ARCH_LIST, or `auto` for this "
+        "machine's. Empty with BUILD_MODE=exclude: whatever the wheels carry.",
+        group=IMAGE,
+        allowed="8.6, 8.6+PTX, '7.5 8.6+PTX', 9.0a, a generation such as Ampere, or auto",
+    )
+    pytorch_version_tag: Annotated[str, _TAG] = setting(
+        "", "PyTorch's git tag. Empty: the newest release known here.", group=IMAGE,
+        allowed="a tag such as v2.6.0",
+    )  # fmt: skip
+    torchvision_version_tag: Annotated[str, _TAG] = setting(
+        "", "torchvision's git tag. Empty: the release that pairs with PyTorch's.", group=IMAGE,
+        allowed="a tag such as v0.21.0",
+    )  # fmt: skip
+    pytorch_version: Annotated[str, _VERSION] = setting(
+        "", "Version of the PyTorch wheel; goes before the tag if BUILD_MODE=exclude.",
+        group=IMAGE, allowed="a release such as 2.6.0",
+    )  # fmt: skip
+    torchvision_version: Annotated[str, _VERSION] = setting(
+        "", "Version of the torchvision wheel; goes before the tag if BUILD_MODE=exclude.",
+        group=IMAGE, allowed="a release such as 0.21.0",
+    )  # fmt: skip
+    cuda_version: Annotated[str, _VERSION] = setting(
+        "", "CUDA version. Empty: that of PyTorch's own wheel.", group=IMAGE,
+        allowed="12.6 or 12.6.3",
+    )  # fmt: skip
+    cudnn_version: Annotated[str, _matching(r"\d+(\.\d+)*", "not a version number")] = setting(
+        "", "cuDNN of an nvidia/cuda base. Empty: the one NVIDIA put beside that CUDA.",
+        group=IMAGE, allowed="a major version such as 8",
+    )  # fmt: skip
+    python_version: Annotated[str, _matching(r"3\.\d+", "not a minor version of Python 3")] = (
+        setting("", "Python version. Empty: the distribution's own.", group=IMAGE, allowed="3.13")
+    )
+    mkl_mode: Onoff = setting(
+        "include", "`include` checks for MKL in torch and preloads Intel's OpenMP.", group=IMAGE
+    )
+    tz: Annotated[str, AfterValidator(_timezone)] = setting(
+        "UTC", "Time zone.", group=IMAGE, allowed="a name of the tz database, as Asia/Seoul"
+    )
+    project_root: Annotated[str, _PATH] = setting(
+        "/opt/project", "Working folder in the container.", group=IMAGE, allowed="/opt/project"
+    )
+
+    linux_distro: str = setting("debian", "Distribution of the base.", group=BASE)
+    distro_version: str = setting("", "Its version. Empty: the newest known here.", group=BASE)
+    image_flavor: Literal["", "base", "runtime", "devel"] = setting(
+        "", "Take the nvidia/cuda image of this flavor as base instead of the plain distribution.",
+        group=BASE,
+    )  # fmt: skip
+    base_source: Literal["auto", "image", "archive", "bootstrap"] = setting(
+        "auto", "Where the base comes from: a registry, an OCI archive, or mmdebstrap from the "
+        "machine's apt mirror. `auto`: the registry if it serves it, else bootstrap.", group=BASE,
+    )  # fmt: skip
+    base_image: Annotated[str, _REFERENCE] = setting(
+        "", "Base image reference in place of the distribution's own (a mirror, a digest).",
+        group=BASE, allowed="registry/name:tag or registry/name@sha256:…",
+    )  # fmt: skip
+    base_archive: str = setting(
+        "", "Path of the OCI archive, if BASE_SOURCE=archive.", group=BASE, allowed="a file"
+    )
+
+    index_url: Annotated[str, _URL] = setting(
+        "", "Python package index in place of PyPI.", group=MIRRORS,
+        allowed="https://host/simple",
+    )  # fmt: skip
+    extra_index_url: Annotated[str, _URL] = setting(
+        "", "A second Python package index.", group=MIRRORS, allowed="https://host/simple"
+    )
+    trusted_host: str = setting(
+        "", "Host of an index that speaks plain HTTP. TLS checks are never turned off.",
+        group=MIRRORS, allowed="the host of an http:// index",
+    )  # fmt: skip
+    pytorch_index_url: Annotated[str, _URL] = setting(
+        "", "Index of PyTorch wheels for a CUDA version that PyPI does not carry. Empty: "
+        "PyTorch's own.", group=MIRRORS, allowed="https://host/whl/cu126",
+    )  # fmt: skip
+    deb_old: Annotated[str, _URL] = setting(
+        "", "Text to replace in the apt sources.", group=MIRRORS, allowed="http://host"
+    )
+    deb_new: Annotated[str, _URL] = setting(
+        "", "What to put in its place.", group=MIRRORS, allowed="http://host"
+    )
+
+    registry: Annotated[str, _REGISTRY] = setting(
+        "", "Registry to publish to. Empty: into Docker if it answers, else a file in dist/.",
+        group=DELIVERY, allowed="ghcr.io/team or localhost:5000",
+    )  # fmt: skip
+    image_name: Annotated[str, _IMAGE_NAME] = setting(
+        "cresset", "Name of the image, and an extra tag after a colon; made lower case.",
+        group=DELIVERY, allowed="cresset or cresset:my-tag",
+    )  # fmt: skip
+    compression: Literal["gzip", "zstd", "uncompressed"] = setting(
+        "gzip", "Compression of the layers; zstd needs Docker 23 or newer to pull.", group=DELIVERY
+    )
+
+    engine: Literal["auto", "session", "remote", "docker", "local"] = setting(
+        "auto", "Which Dagger engine builds; `auto` takes the first that answers.", group=ENGINE
+    )
+
+    uid: Annotated[str, _NUMBER] = setting("", "User id in the container.", group=START)
+    gid: Annotated[str, _NUMBER] = setting("", "Group id in the container.", group=START)
+    usr: Annotated[str, _NAME] = setting("", "User name in the container.", group=START)
+    grp: Annotated[str, _NAME] = setting("", "Group name in the container.", group=START)
+    add_user: Onoff = setting("include", "`exclude` starts the container as root.", group=START)
+    host_root: str = setting(".", "Folder of this machine mounted as PROJECT_ROOT.", group=START)
+    project: str = setting("", "Compose project name.", group=START)
+    command: str = setting("", "Command of an interactive shell.", group=START)
+
+
+NAMES: Mapping[str, FieldInfo] = {
+    name.upper(): field for name, field in Settings.model_fields.items()
+}
+"""Every setting by the name users know."""
+
+ALIASES: Mapping[str, str] = {"CCC": "CCA"}
+"""The original renamed CCA to CCC in 2024; both are read."""
+
+RETIRED: Mapping[str, str] = {
+    "BUILD_TEST": "tests are never compiled into an image",
+    "CONDA_MANAGER": "packages come by uv, not conda",
+    "CONDA_URL": "packages come by uv, not conda",
+    "GIT_IMAGE": "the engine fetches git sources itself",
+    "HOST_NAME": "it named the container in an early version",
+    "IMAGE_NAME_FULL": "use IMAGE_NAME",
+    "INTERACTIVE_MODE": "every image can be published; the user is applied at start",
+    "LOCK_MODE": "conda-lock went with conda",
+    "MAGMA_VERSION": "MAGMA follows CUDA and PyTorch by itself",
+    "NGC_MONTH": "the ngc service is not part of this version",
+    "NGC_YEAR": "the ngc service is not part of this version",
+    "PYTORCH_FETCH_NIGHTLY": "nightly wheels are not in the compatibility tables",
+    "TARGET_STAGE": "name the target instead: `python -m pipeline build simple`",
+    "TMUX_HIST_LIMIT": "set it in your own tmux.conf",
+    "TORCHAUDIO_VERSION_TAG": "list torchaudio in reqs/pip-train.requirements.txt",
+    "TORCHTEXT_VERSION_TAG": "list torchtext in reqs/pip-train.requirements.txt",
+}
+"""Variables of the original that no longer do anything, and what does it now."""
+
+_COMPOSE_OWN = re.compile(r"(COMPOSE|DOCKER|NVIDIA|DAGGER|_EXPERIMENTAL_DAGGER)_\w+")
+"""Keys of ``.env`` that belong to the programs which read the same file."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The settings, where each came from, and what the user should know of the ``.env`` file."""
+
+    settings: Settings
+    origins: Mapping[str, Origin]
+    notes: tuple[str, ...] = ()
+
+
+def load(
+    flags: Mapping[str, str | None] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    env_file: Path = ENV_FILE,
+) -> Loaded:
+    """Return the settings by precedence flag > shell > ``.env`` > default.
+
+    An empty value counts as not set, as in Compose's ``${NAME:-default}``.
+
+    Raises:
+        ConfigError: unknown keys of the file and invalid values, all of them at once.
+
+    """
+    in_file, problems, notes = _read_env_file(env_file)
+    layers = (
+        (Origin.FLAG, {k.upper(): v for k, v in (flags or {}).items() if v}),
+        (Origin.SHELL, _with_aliases(os.environ if environ is None else environ)),
+        (Origin.FILE, in_file),
+    )
+    values: dict[str, str] = {}
+    origins: dict[str, Origin] = {}
+    for name in NAMES:
+        origin, value = next(
+            ((origin, layer[name]) for origin, layer in layers if layer.get(name)),
+            (Origin.DEFAULT, ""),
+        )
+        origins[name] = origin
+        if value:
+            values[name.lower()] = value
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        wrong = [_problem(detail, origins) for detail in error.errors()]
+        raise ConfigError([*problems, *wrong]) from None
+    if problems:
+        raise ConfigError(problems)
+    return Loaded(settings, origins, tuple(notes))
+
+
+def _with_aliases(values: Mapping[str, str]) -> dict[str, str]:
+    found = {name: values[name] for name in NAMES if name in values}
+    for alias, name in ALIASES.items():
+        if alias in values:
+            found.setdefault(name, values[alias])
+    return found
+
+
+def _read_env_file(path: Path) -> tuple[dict[str, str], list[Problem], list[str]]:
+    from dotenv import dotenv_values  # noqa: PLC0415 - only where there is a file
+
+    if not path.is_file():
+        return {}, [], []
+    try:
+        read = dotenv_values(path, interpolate=False)
+    except (OSError, UnicodeDecodeError) as error:
+        return {}, [Problem(str(path), "", f"cannot be read: {error}")], []
+    problems: list[Problem] = []
+    notes: list[str] = []
+    for key, value in read.items():
+        if key in NAMES or key in ALIASES or _COMPOSE_OWN.fullmatch(key):
+            continue
+        if key in RETIRED:
+            notes.append(f"{path}: {key} is not used any more: {RETIRED[key]}")
+        elif re.fullmatch(r"USE_\w+|BUILD_\w+", key):
+            notes.append(f"{path}: {key} has an effect only where PyTorch is compiled")
+        else:
+            nearest = difflib.get_close_matches(key.upper(), list(NAMES), 1, 0.6)
+            problems.append(
+                Problem(
+                    key,
+                    value or "",
+                    f"{path} has a variable that Cresset does not know",
+                    next_step=f"did you mean {nearest[0]}?" if nearest else "take the line out",
+                )
+            )
+    return _with_aliases({k: v for k, v in read.items() if v is not None}), problems, notes
+
+
+def allowed_values(field: FieldInfo) -> str:
+    """Return what a setting may hold, in words: its choices, or the form it takes."""
+    choices = getattr(field.annotation, "__args__", None)
+    if choices:
+        return ", ".join(choice or "(empty)" for choice in choices)
+    return str(cast("dict[str, str]", field.json_schema_extra)["allowed"])
+
+
+def group_of(field: FieldInfo) -> str:
+    """Return the heading under which help and documents list a setting."""
+    return str(cast("dict[str, str]", field.json_schema_extra)["group"])
+
+
+def _problem(detail: Any, origins: Mapping[str, Origin]) -> Problem:  # noqa: ANN401 - pydantic's ErrorDetails
+    name = str(detail["loc"][0]).upper()
+    value = str(detail["input"])
+    why = str(detail["msg"]).removeprefix("Value error, ")
+    if detail["type"] == "literal_error":
+        why = "not one of the choices" + _nearest(value, NAMES[name].annotation.__args__)  # type: ignore[union-attr]
+    return Problem(
+        name,
+        value,
+        f"{why} (from {'the ' if origins[name] is Origin.SHELL else ''}{origins[name]})",
+        allowed=allowed_values(NAMES[name]),
+    )

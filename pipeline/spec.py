@@ -1,0 +1,158 @@
+"""What is to be built: frozen models that are valid once they exist, and their key.
+
+A spec holds no setting that only changes the speed, no host name of a mirror and no secret, so
+that two machines which want the same image compute the same key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from functools import cached_property
+from typing import Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict
+
+PLATFORM: Final = "linux/amd64"
+
+_ARCH = re.compile(
+    r"(?P<major>\d{1,2})\.(?P<minor>\d)(?P<suffix>[af]?)(?P<ptx>\+PTX)?", re.IGNORECASE
+)
+
+
+class Frozen(BaseModel):
+    """A value: immutable, compared by content, refusing fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Arch(Frozen):
+    """One compute capability, as TORCH_CUDA_ARCH_LIST writes it: ``8.6``, ``9.0a``, ``8.6+PTX``."""
+
+    major: int
+    minor: int
+    suffix: Literal["", "a", "f"] = ""
+    ptx: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the architecture that `text` names; ValueError where it names none."""
+        match = _ARCH.fullmatch(text)
+        if match is None:
+            msg = f"{text!r} is not a compute capability such as 8.6, 9.0a or 8.6+PTX"
+            raise ValueError(msg)
+        return cls(
+            major=int(match["major"]),
+            minor=int(match["minor"]),
+            suffix="a" if match["suffix"] in ("a", "A") else "f" if match["suffix"] else "",
+            ptx=bool(match["ptx"]),
+        )
+
+    @property
+    def number(self) -> str:
+        """``8.6``: the capability without suffix and PTX, the name the tables use."""
+        return f"{self.major}.{self.minor}"
+
+    @property
+    def sm(self) -> str:
+        """``sm_86``: the name cuobjdump and ``torch.cuda.get_arch_list()`` use."""
+        return f"sm_{self.major}{self.minor}{self.suffix}"
+
+    def __str__(self) -> str:
+        return f"{self.number}{self.suffix}{'+PTX' if self.ptx else ''}"
+
+    def runs_on(self, device: Arch) -> bool:
+        """Say whether code for this architecture runs on a GPU of capability `device`.
+
+        A cubin runs on the same major and an equal or higher minor; ``a`` code only on its own
+        capability, ``f`` code within its family; PTX on everything that is newer (CUDA C++
+        Programming Guide, "Binary compatibility" and "PTX compatibility").
+        """
+        mine, theirs = (self.major, self.minor), (device.major, device.minor)
+        if self.suffix == "a":
+            return mine == theirs
+        return (self.major == device.major and self.minor <= device.minor) or (
+            self.ptx and mine <= theirs
+        )
+
+
+Target = Literal["train", "simple"]
+BaseSource = Literal["auto", "image", "archive", "bootstrap"]
+Compression = Literal["gzip", "zstd", "uncompressed"]
+
+
+class BaseSpec(Frozen):
+    """The image everything stands on, and where it may come from.
+
+    With `source` ``auto`` the machine decides between registry and bootstrap at build time, and
+    the image's labels record the choice: the key names what was asked for.
+    """
+
+    distribution: str
+    version: str
+    codename: str
+    image: str
+    source: BaseSource
+    can_bootstrap: bool
+    """Whether `image` is the plain distribution, which mmdebstrap makes as well."""
+    archive_sha256: str = ""
+    apt_mirror: tuple[str, str] | None = None
+    """Text in the apt sources to replace, and its replacement."""
+
+
+class TorchSpec(Frozen):
+    """The torch and torchvision wheels of one CUDA version."""
+
+    version: str
+    vision: str
+    cuda: str
+    index: str
+    """PyTorch's index of the wheels of that CUDA version; empty where PyPI has them."""
+
+
+class ReqsFile(Frozen):
+    """A file of ``reqs/`` that enters the build, with the hash that puts it into the key."""
+
+    name: str
+    sha256: str
+
+
+class ImageSpec(Frozen):
+    """One image: everything that shapes it and nothing that does not."""
+
+    target: Target
+    base: BaseSpec
+    python: str
+    python_from_distribution: bool
+    torch: TorchSpec | None
+    arches: tuple[Arch, ...] = ()
+    """Compute capabilities asked for; of wheels, which carry what they carry, a condition."""
+    mkl: bool
+    timezone: str
+    project_root: str
+    apt: tuple[str, ...]
+    pip: tuple[ReqsFile, ...]
+    """The pip requirements file first, then the files it includes."""
+    compression: Compression
+    recipe: str
+    """Hash of the stages' own source, so that a new Cresset never passes off an old image."""
+    platform: Literal["linux/amd64"] = PLATFORM
+
+    @property
+    def variant(self) -> str:
+        """The readable name: tag stem, test id and what ``--only`` matches."""
+        parts: list[str] = [] if self.target == "train" else [self.target]
+        parts.append("py" + self.python.replace(".", ""))
+        if self.torch is not None:
+            cuda = "".join(self.torch.cuda.split(".")[:2])
+            parts += [f"torch{self.torch.version}", f"cu{cuda}"]
+        return "-".join([*parts, self.base.codename])
+
+    @cached_property
+    def key(self) -> str:
+        """Sha256 of the canonical JSON of everything that shapes the image."""
+        # The wheels hold the same code whichever GPU they are wanted for.
+        shaping = self.model_dump(mode="json", exclude={"arches"})
+        canonical = json.dumps(shaping, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,59 @@
+"""The last touch: time zone, environment, labels. Nothing is installed or compiled after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dagger import Container
+
+from pipeline.spec import ImageSpec
+from pipeline.stages.packages import VENV
+
+_TIMEZONE = """
+test -e "/usr/share/zoneinfo/$1"
+ln -snf "/usr/share/zoneinfo/$1" /etc/localtime
+echo "$1" > /etc/timezone
+"""
+
+
+def finish(container: Container, spec: ImageSpec, labels: Mapping[str, str]) -> Container:
+    """Return the image: what `container` holds, ready to be started by anyone."""
+    image = (
+        container.with_exec(["sh", "-ec", _TIMEZONE, "timezone", spec.timezone])
+        .with_workdir(spec.project_root)
+        .with_entrypoint([])
+        .with_default_args(["zsh" if "zsh" in spec.apt else "bash"])
+    )
+    for name, value in environment(spec).items():
+        image = image.with_env_variable(name, value)
+    for name, value in labels.items():
+        image = image.with_label(name, value)
+    return image
+
+
+def environment(spec: ImageSpec) -> dict[str, str]:
+    """Return the variables of a container of this image."""
+    variables = {
+        "PATH": f"{VENV}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "VIRTUAL_ENV": VENV,
+        "PYTHONPATH": spec.project_root,
+        "LANG": "C.UTF-8",
+        "LC_ALL": "C.UTF-8",
+        "TZ": spec.timezone,
+    }
+    if spec.torch is None:
+        return variables
+    preload = ["libjemalloc.so.2"]
+    if spec.mkl:
+        # MKL's threads and torch's own then share Intel's OpenMP pool; it also serves GNU's
+        # entry points, which the wheels are linked to.
+        preload.append(f"{VENV}/lib/libiomp5.so")
+        variables["KMP_BLOCKTIME"] = "0"
+    return variables | {
+        "LD_PRELOAD": ":".join(preload),
+        "MALLOC_CONF": "background_thread:true,metadata_thp:auto,"
+        "dirty_decay_ms:30000,muzzy_decay_ms:30000",
+        # The container toolkit gives a container no GPU and no library unless these ask for them.
+        "NVIDIA_VISIBLE_DEVICES": "all",
+        "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
+    }

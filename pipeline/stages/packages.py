@@ -1,0 +1,111 @@
+"""Installing packages: apt's in one exec, Python's by uv, which is mounted and never shipped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dagger import Container, File, dag
+
+from pipeline import caches
+from pipeline.reqs import PIP_BUILD, PIP_TRAIN
+from pipeline.spec import BaseSpec, ImageSpec
+from pipeline.stages.inputs import Inputs
+
+VENV = "/opt/venv"
+INSTALLER = "/opt/installer"
+_PYTHON_DIR = "/opt/python"
+
+# Mount points, gone when the exec ends.
+REQS = "/mnt/reqs"
+_UV = "/mnt/uv"
+_CONSTRAINTS = "/mnt/constraints.txt"
+
+# Update and install are one exec: a cached update would leave install with the lists of the day
+# it ran, or with none where the cache volume has been pruned since. The logs hold nothing but
+# the date of the build.
+_APT_INSTALL = """
+apt-get update -q
+apt-get install -q -y --no-install-recommends "$@"
+rm -rf /var/log/apt/* /var/log/dpkg.log /var/log/alternatives.log /var/cache/ldconfig/aux-cache
+"""
+
+
+def apt_install(container: Container, base: BaseSpec, packages: Sequence[str]) -> Container:
+    """Return the container with apt packages installed, in one layer without lists or archives."""
+    if not packages:
+        return container
+    return (
+        caches.with_apt(container, base.distribution, base.codename)
+        .with_env_variable("DEBIAN_FRONTEND", "noninteractive")
+        .with_exec(["sh", "-ec", _APT_INSTALL, "apt-install", *packages])
+        .without_env_variable("DEBIAN_FRONTEND")
+        .with_(caches.without_apt)
+    )
+
+
+def installer(base: Container, spec: ImageSpec, inputs: Inputs) -> Container:
+    """Return a throw-away container with the pinned pip and uv in `INSTALLER`."""
+    return (
+        apt_install(base, spec.base, ["ca-certificates", "python3-venv"])
+        .with_(inputs.network.for_packages)
+        .with_mounted_directory(REQS, inputs.reqs)
+        .with_exec(["python3", "-m", "venv", INSTALLER])
+        .with_exec(
+            [f"{INSTALLER}/bin/pip", "install", "--quiet", "--no-cache-dir", "--require-hashes",
+             "--requirement", f"{REQS}/{PIP_BUILD}"]
+        )
+    )  # fmt: skip
+
+
+def uv_binary(installer: Container) -> File:
+    """Return the uv of the installer, which runs alone in any container."""
+    return installer.file(f"{INSTALLER}/bin/uv")
+
+
+def uv(container: Container, binary: File, inputs: Inputs, args: Sequence[str]) -> Container:
+    """Return the container after one run of uv, of which nothing but its work is left in it."""
+    return (
+        container.with_(inputs.network.for_packages)
+        .with_mounted_file(_UV, binary)
+        .with_mounted_cache(caches.UV, caches.uv())
+        # uv trusts only the certificates it brings along until it is told otherwise, which a
+        # mirror behind a private CA needs.
+        .with_exec([_UV, "--system-certs", "--color", "never", *args])
+        .without_mount(_UV)
+        .without_mount(caches.UV)
+        .with_(inputs.network.out_of)
+    )
+
+
+def python_install(
+    container: Container, spec: ImageSpec, binary: File, inputs: Inputs
+) -> Container:
+    """Return the container with the image's Python: apt's, or uv's where apt has another."""
+    if spec.python_from_distribution:
+        return apt_install(container, spec.base, ["python3"])
+    args = ["python", "install", "--install-dir", _PYTHON_DIR, "--no-bin", spec.python]
+    return uv(container, binary, inputs, args)
+
+
+def python(spec: ImageSpec) -> str:
+    """Return the path of the image's interpreter."""
+    if spec.python_from_distribution:
+        return f"/usr/bin/python{spec.python}"
+    # uv links each minor version's newest patch release under this name.
+    return f"{_PYTHON_DIR}/cpython-{spec.python}-linux-x86_64-gnu/bin/python{spec.python}"
+
+
+def pip_install(container: Container, spec: ImageSpec, binary: File, inputs: Inputs) -> Container:
+    """Return the container with reqs/pip-train in its virtual environment, in one layer."""
+    pins = f"torch=={spec.torch.version}\ntorchvision=={spec.torch.vision}\n" if spec.torch else ""
+    args = [
+        "pip", "install", "--python", f"{VENV}/bin/python", "--compile-bytecode",
+        "--link-mode", "copy", "--constraint", _CONSTRAINTS, "--requirement", f"{REQS}/{PIP_TRAIN}",
+    ]  # fmt: skip
+    return (
+        container.with_mounted_directory(REQS, inputs.reqs)
+        .with_mounted_file(_CONSTRAINTS, dag.file("constraints.txt", pins))
+        .with_(lambda ready: uv(ready, binary, inputs, args))
+        .without_mount(REQS)
+        .without_mount(_CONSTRAINTS)
+    )

@@ -1,0 +1,32 @@
+"""The wheels of an image, fetched in a throw-away container into one directory."""
+
+from __future__ import annotations
+
+from dagger import Container, Directory
+
+from pipeline.reqs import PIP_BUILD, PIP_MKL
+from pipeline.spec import ImageSpec, TorchSpec
+from pipeline.stages.inputs import Inputs
+from pipeline.stages.packages import INSTALLER, REQS, python, python_install, uv_binary
+
+_OUT = "/wheels"
+
+
+def wheels(installer: Container, spec: ImageSpec, torch: TorchSpec, inputs: Inputs) -> Directory:
+    """Return a directory with the wheels of torch, torchvision and all they depend on."""
+    fetcher = installer
+    if not spec.python_from_distribution:
+        fetcher = python_install(installer, spec, uv_binary(installer), inputs)
+    download = [
+        f"{INSTALLER}/bin/pip", "--python", python(spec), "download", "--no-cache-dir",
+        "--progress-bar", "off", "--only-binary", ":all:", "--dest", _OUT,
+    ]  # fmt: skip
+    fetched = (
+        fetcher.with_(inputs.network.for_torch)
+        .with_exec([*download, f"torch=={torch.version}", f"torchvision=={torch.vision}"])
+        .with_(inputs.network.for_packages)
+        .with_exec([*download, "--require-hashes", "-r", f"{REQS}/{PIP_BUILD}"])
+    )
+    if spec.mkl:
+        fetched = fetched.with_exec([*download, "--require-hashes", "-r", f"{REQS}/{PIP_MKL}"])
+    return fetched.directory(_OUT)

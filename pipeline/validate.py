@@ -1,0 +1,286 @@
+"""From what the user wrote to what can be built: every mistake at once, before any engine."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import TypeVar
+
+from pipeline import reqs
+from pipeline.compat import rules
+from pipeline.compat.tables import Distribution
+from pipeline.errors import ConfigError, Problem
+from pipeline.settings import Settings
+from pipeline.spec import Arch, BaseSpec, ImageSpec, Target, TorchSpec
+
+T = TypeVar("T")
+
+
+class _Mistakes(list[Problem]):
+    """Collects problems, and hands on the answers that are none."""
+
+    def unless(self, answer: T | Problem) -> T | None:
+        if isinstance(answer, Problem):
+            self.append(answer)
+            return None
+        return answer
+
+    def add(self, problem: Problem | None) -> None:
+        if problem is not None:
+            self.append(problem)
+
+
+def image_spec(
+    settings: Settings,
+    target: str = "",
+    *,
+    folder: Path = reqs.FOLDER,
+    gpus: Callable[[], list[Arch]] = list,
+) -> ImageSpec:
+    """Return the image that the settings describe; `target` goes before SERVICE.
+
+    `gpus` answers with the compute capabilities of this machine, and is asked if CCA is ``auto``.
+
+    Raises:
+        ConfigError: every mistake in the settings, in what they mean together, and in ``reqs/``.
+
+    """
+    mistakes = _Mistakes()
+    kind: Target = "simple" if (target or settings.service) == "simple" else "train"
+    distribution = mistakes.unless(
+        rules.distribution(settings.linux_distro, settings.distro_version)
+    )
+    arches = _arches(settings, mistakes, gpus)
+    python = settings.python_version or (distribution.python if distribution else "")
+    torch = _torch(settings, mistakes, python, arches, distribution) if kind == "train" else None
+    _check_mirrors(settings, mistakes)
+    base = _base(settings, mistakes, distribution, torch) if distribution else None
+    apt = _apt(folder, python, mistakes)
+    pip, wrong = reqs.pip_files(folder, reqs.PIP_TRAIN)
+    mistakes += wrong
+    if mistakes or base is None or distribution is None:
+        raise ConfigError(mistakes)
+    return ImageSpec(
+        target=kind,
+        base=base,
+        python=python,
+        python_from_distribution=python == distribution.python,
+        torch=torch,
+        arches=tuple(arches),
+        mkl=torch is not None and settings.mkl_mode == "include",
+        timezone=settings.tz,
+        project_root=settings.project_root,
+        apt=tuple(apt),
+        pip=tuple(pip),
+        compression=settings.compression,
+        recipe=recipe(folder),
+    )
+
+
+def arch_list(text: str) -> list[Arch]:
+    """Return the architectures of a TORCH_CUDA_ARCH_LIST; ValueError naming what is none."""
+    named = rules.named_archs()
+    arches: list[Arch] = []
+    for word in text.replace(";", " ").split():
+        base, plus, _ = word.partition("+")
+        if expansion := named.get(base.lower()):
+            arches += [a.model_copy(update={"ptx": a.ptx or bool(plus)}) for a in expansion]
+        else:
+            arches.append(Arch.parse(word))
+    return list(dict.fromkeys(arches))
+
+
+def _arches(settings: Settings, mistakes: _Mistakes, gpus: Callable[[], list[Arch]]) -> list[Arch]:
+    allowed = "8.6, 8.6+PTX, '7.5 8.6+PTX', 9.0a, a generation such as Ampere, or auto"
+    if settings.cca.lower() == "auto":
+        found = gpus()
+        if not found:
+            mistakes.append(
+                Problem(
+                    "CCA",
+                    settings.cca,
+                    "no NVIDIA driver answers on this machine",
+                    allowed=allowed,
+                    next_step="name the compute capability of the GPU that will run the image",
+                    source="https://developer.nvidia.com/cuda-gpus",
+                )
+            )
+        return found
+    try:
+        arches = arch_list(settings.cca)
+    except ValueError as error:
+        mistakes.append(Problem("CCA", settings.cca, str(error), allowed=allowed))
+        return []
+    unknown = [problem for arch in arches if (problem := rules.known_arch(arch))]
+    mistakes += unknown
+    return [] if unknown else arches
+
+
+def _torch(
+    settings: Settings,
+    mistakes: _Mistakes,
+    python: str,
+    arches: list[Arch],
+    distribution: Distribution | None,
+) -> TorchSpec | None:
+    from_source = settings.build_mode == "include"
+    version = _version(settings.pytorch_version, settings.pytorch_version_tag, from_source)
+    release = mistakes.unless(rules.torch_release(version)) if version else rules.newest_torch()
+    if release is None or distribution is None:
+        return None
+    vision = (
+        _version(settings.torchvision_version, settings.torchvision_version_tag, from_source)
+        or release.vision
+    )
+    cuda = settings.cuda_version or release.wheel.cuda
+    if from_source:
+        mistakes += rules.check_source(release, vision, python, cuda, arches, dist=distribution)
+        mistakes.append(
+            Problem(
+                "BUILD_MODE",
+                settings.build_mode,
+                "this version of Cresset installs wheels; the stages that compile are to come",
+                allowed="exclude",
+                next_step="leave BUILD_MODE out, or set it to exclude",
+            )
+        )
+        return None
+    mistakes += rules.check_wheel(release, vision, python, cuda, arches)
+    wheel = rules.wheel_for(release, cuda)
+    if isinstance(wheel, Problem):
+        return None
+    return TorchSpec(version=release.version, vision=vision, cuda=wheel.cuda, index=wheel.index_url)
+
+
+def _version(version: str, tag: str, from_source: bool) -> str:
+    """Return the release asked for: a wheel's version goes before a tag, as in the original."""
+    release = tag.removeprefix("v")
+    return release or version if from_source else version or release
+
+
+def _base(
+    settings: Settings,
+    mistakes: _Mistakes,
+    distribution: Distribution,
+    torch: TorchSpec | None,
+) -> BaseSpec:
+    image = distribution.image
+    # The simple target stands on the plain distribution: it has no torch and assumes no CUDA.
+    flavor = settings.image_flavor if torch is not None else ""
+    if flavor and torch is not None:
+        cuda = settings.cuda_version or torch.cuda
+        answer = rules.nvidia_image(cuda, settings.cudnn_version, flavor, distribution)
+        image = mistakes.unless(answer) or ""
+    if flavor in {"runtime", "devel"}:
+        mistakes.append(
+            Problem(
+                "IMAGE_FLAVOR",
+                flavor,
+                "the wheels bring the CUDA libraries along, and this base has them already",
+                allowed="base, or empty",
+                next_step="leave IMAGE_FLAVOR out: the plain distribution serves",
+                source="https://github.com/amaiya/onprem/issues/73",
+            )
+        )
+    archive = settings.base_archive
+    if (settings.base_source == "archive") != bool(archive):
+        mistakes.append(
+            Problem(
+                "BASE_ARCHIVE",
+                archive,
+                "goes together with BASE_SOURCE=archive",
+                next_step="set both or neither",
+            )
+        )
+    if settings.base_source == "bootstrap" and not distribution.bootstrap:
+        mistakes.append(
+            Problem(
+                "BASE_SOURCE",
+                settings.base_source,
+                f"{distribution} is not one that is made here: {distribution.reason}",
+                allowed="auto, image, archive",
+                source=distribution.source,
+            )
+        )
+    if settings.base_source == "bootstrap" and (settings.base_image or flavor):
+        mistakes.append(
+            Problem(
+                "BASE_SOURCE",
+                settings.base_source,
+                "makes a plain distribution, and BASE_IMAGE or IMAGE_FLAVOR asks for another base",
+                allowed="auto, image, archive",
+            )
+        )
+    return BaseSpec(
+        distribution=distribution.name,
+        version=distribution.version,
+        codename=distribution.codename,
+        image=settings.base_image or image,
+        source=settings.base_source,
+        can_bootstrap=distribution.bootstrap and not settings.base_image and not flavor,
+        archive_sha256=_sha256(Path(archive), mistakes) if archive else "",
+        apt_mirror=(settings.deb_old, settings.deb_new) if settings.deb_new else None,
+    )
+
+
+def _sha256(archive: Path, mistakes: _Mistakes) -> str:
+    try:
+        with archive.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        mistakes.append(
+            Problem("BASE_ARCHIVE", str(archive), f"cannot be read: {error.strerror}",
+                    allowed="a file that holds an OCI archive")
+        )  # fmt: skip
+        return ""
+
+
+def _check_mirrors(settings: Settings, mistakes: _Mistakes) -> None:
+    if bool(settings.deb_old) != bool(settings.deb_new):
+        mistakes.append(
+            Problem("DEB_NEW", settings.deb_new, "DEB_OLD and DEB_NEW go together",
+                    next_step="set both or neither")
+        )  # fmt: skip
+    if settings.trusted_host and not any(
+        url.startswith("http://") and settings.trusted_host in url
+        for url in (settings.index_url, settings.extra_index_url, settings.pytorch_index_url)
+    ):
+        mistakes.append(
+            Problem(
+                "TRUSTED_HOST",
+                settings.trusted_host,
+                "TLS checks are never turned off, and no http:// index has this host",
+                next_step="put the CA certificate of the host into the machine's own bundle "
+                "(update-ca-certificates); builds trust what the machine trusts",
+            )
+        )
+
+
+def _apt(folder: Path, python: str, mistakes: _Mistakes) -> list[str]:
+    path = folder / reqs.APT_TRAIN
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        mistakes.append(
+            Problem(str(path), "", f"cannot be read: {reason}",
+                    next_step=f"run from a checkout, or create an empty {path}")
+        )  # fmt: skip
+        return []
+    packages, wrong = reqs.apt_packages(text, python=python or "3.13", file=str(path))
+    mistakes += wrong
+    return packages
+
+
+def recipe(folder: Path) -> str:
+    """Return the hash of what turns a spec into an image: the stages and what they install by."""
+    digest = hashlib.sha256()
+    stages = resources.files("pipeline.stages")
+    for source in sorted((s for s in stages.iterdir() if s.name.endswith(".py")), key=str):
+        digest.update(source.read_bytes())
+    for name in (reqs.PIP_BUILD, reqs.PIP_MKL):
+        path = folder / name
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()
