@@ -7,6 +7,7 @@
 PYTHON ?= python3
 CRESSET := .venv/bin/python -m pipeline
 READY := .venv/ready
+TESTABLE := .venv/testable
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -23,16 +24,16 @@ build: $(READY)  ## Build, check and deliver the image; prints its digest refere
 	@$(CRESSET) build
 build-only: $(READY)  ## The same, starting no container.
 	@$(CRESSET) build-only
-test: $(READY)  ## Lint, type-check and test, on the real engine too.
+test: $(TESTABLE)  ## Lint, type-check and test, on the real engine too.
 	@.venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy && .venv/bin/pytest -m "not slow"
-test-slow: $(READY)  ## The tests that take longer, or need a Docker daemon.
+test-slow: $(TESTABLE)  ## The tests that take longer, or need a Docker daemon.
 	@.venv/bin/pytest -m slow
 lint: $(READY)  ## Lint and type-check.
 	@.venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy
 format: $(READY)  ## Format the code, and mend what the linter can.
 	@.venv/bin/ruff check --fix && .venv/bin/ruff format
-bench: $(READY)  ## Time a build with nothing to do beside docker buildx.
-	@.venv/bin/python tests/bench/noop.py
+bench: $(TESTABLE)  ## Time a build with nothing to do beside docker buildx.
+	@.venv/bin/python -m tests.bench.noop
 docs: $(READY)  ## Renew the generated parts of the README.
 	@.venv/bin/python -m tests.readme
 lock: $(READY)  ## Renew requirements.lock.
@@ -47,4 +48,9 @@ $(READY): requirements.lock pyproject.toml
 	@.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
 	@.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@if [ "$$(id -u)" = 0 ]; then $(CRESSET) engine requirements --install; fi
+	@touch $@
+
+# The tests publish to a real registry, which they start themselves.
+$(TESTABLE): $(READY)
+	@command -v docker-registry >/dev/null || (apt-get update -q && apt-get install -q -y --no-install-recommends docker-registry)
 	@touch $@

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
-
-from anyio import to_thread
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipeline import reqs
 from pipeline.errors import BuildError, ConfigError, VerifyError
 from pipeline.plan import plan
 from pipeline.publish import KEY_LABEL, Delivered, Destination
-from pipeline.report import Report, reporting
 from pipeline.settings import Settings
 from pipeline.spec import BaseSpec, ImageSpec
 
 if TYPE_CHECKING:
-    from dagger import Container, Directory
+    from dagger import Container
+
+    from pipeline.report import Report
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ async def build(
         PublishError: it could not be delivered.
 
     """
+    from pipeline.report import reporting  # noqa: PLC0415 - draws by rich, which takes a while
+
     _check_requirements(spec)
     steps = [step.name for step in plan(spec)]
     with reporting("build", ["engine", *steps]) as report:
@@ -92,28 +94,32 @@ async def _run(
     from pipeline.engine import select, session, telemetry  # noqa: PLC0415
     from pipeline.stages import inputs, targets, verify  # noqa: PLC0415
 
-    with report.stage("engine", can_be_cached=False):
+    with report.stage("engine", in_engine=False):
         choice = select.choose(settings.engine, report.say)
         report.note(f"engine: {choice.kind} ({choice.reason})")
     watcher = telemetry.Watcher(output=report.output, ran=report.ran)
     with telemetry.receiver(watcher):
         async with session.session(choice, report.stream):
-            with report.stage("base"):
+            with report.stage("base"), session.translated():
                 base, origin = await _base(spec.base, settings, report, refresh=refresh_base)
                 report.note(f"base: {origin}")
             given = inputs.inputs(
                 reqs.FOLDER,
-                [*(file.name for file in spec.pip), reqs.PIP_BUILD, reqs.PIP_MKL],
+                [file.name for file in spec.pip],
                 index_url=settings.index_url,
                 extra_index_url=settings.extra_index_url,
                 torch_index_url=_torch_index(spec, settings),
             )
-            image = await _force(targets.stages(spec, base, given, _labels(spec, origin)), report)
-            with report.stage("verify"):
+            made: Any = base
+            for name, lazy in targets.stages(spec, base, given, _labels(spec, origin)).items():
+                with report.stage(name), session.translated():
+                    made = await lazy.sync()
+            image: Container = made
+            with report.stage("verify"), session.translated():
                 facts = verify.read(await verify.probe(image, spec).stdout())
                 if problems := verify.judge(spec, facts):
                     raise VerifyError(problems)
-            with report.stage("deliver", can_be_cached=False):
+            with report.stage("deliver", in_engine=False), session.translated():
                 delivered = await where.deliver(image, spec)
     return Outcome(delivered, spec, report.seconds(), report.cached(), choice.kind, origin)
 
@@ -121,23 +127,19 @@ async def _run(
 async def _base(
     spec: BaseSpec, settings: Settings, report: Report, *, refresh: bool
 ) -> tuple[Container, str]:
-    """Return the base and where it came from: the one choice that is left to the machine."""
-    from pipeline.engine import session  # noqa: PLC0415 - as in _run
+    """Return the base and what it is, by digest: the one choice that is left to the machine."""
+    from anyio import to_thread  # noqa: PLC0415 - as in _run
+
+    from pipeline.engine import session  # noqa: PLC0415
     from pipeline.host.bootstrap import base_archive  # noqa: PLC0415
     from pipeline.stages import base as stage  # noqa: PLC0415
 
-    def mirrored(base: Container) -> Container:
-        return stage.with_apt_mirror(base, spec)
-
-    if spec.source == "archive":
-        archive = settings.base_archive
-        return await mirrored(stage.base_from_archive(archive)).sync(), f"archive {archive}"
     if spec.source in {"auto", "image"}:
-        why = await session.why_unavailable(stage.base_from_registry(spec.image))
+        pulled = stage.base_from_registry(spec.image)
+        why = await session.why_unavailable(pulled)
         if not why:
-            return await mirrored(
-                stage.base_from_registry(spec.image)
-            ).sync(), f"image {spec.image}"
+            origin = f"image {await pulled.image_ref()}"
+            return await stage.with_apt_mirror(pulled, spec).sync(), origin
         if spec.source == "image" or not spec.can_bootstrap:
             raise BuildError(
                 f"the base {spec.image} cannot be pulled",
@@ -146,8 +148,17 @@ async def _base(
                 "BASE_SOURCE=bootstrap with LINUX_DISTRO=debian",
             )
         report.note(f"{spec.image} cannot be pulled ({why})")
-    made = await to_thread.run_sync(lambda: base_archive(spec, report.say, refresh=refresh))
-    return await mirrored(stage.base_from_archive(str(made))).sync(), f"bootstrap {spec.codename}"
+    archive = Path(settings.base_archive)
+    if spec.source != "archive":
+        archive = await to_thread.run_sync(lambda: base_archive(spec, report.say, refresh=refresh))
+    base = stage.with_apt_mirror(stage.base_from_archive(str(archive)), spec)
+    made_by = "archive" if spec.source == "archive" else "bootstrap"
+    return await base.sync(), f"{made_by} {archive.name}@sha256:{_sha256(archive)}"
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _labels(spec: ImageSpec, origin: str) -> dict[str, str]:
@@ -164,12 +175,3 @@ def _labels(spec: ImageSpec, origin: str) -> dict[str, str]:
 def _torch_index(spec: ImageSpec, settings: Settings) -> str:
     """Return the index of torch's wheels, empty where it is that of every other package."""
     return settings.pytorch_index_url or (spec.torch.index if spec.torch else "")
-
-
-async def _force(stages: Mapping[str, Container | Directory], report: Report) -> Container:
-    """Run the stages one after the other and return the last, the image, as it came out."""
-    made: Container | Directory | None = None
-    for name, lazy in stages.items():
-        with report.stage(name):
-            made = await lazy.sync()
-    return cast("Container", made)

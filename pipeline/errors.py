@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -44,14 +45,27 @@ class CressetError(Exception):
         self.what = what
         self.why = why
         self.next_step = next_step
+        self.stage = ""
+        self.log: Path | None = None
+
+    def details(self) -> list[str]:
+        """Return the lines that stand between what happened and why."""
+        return []
 
     def __str__(self) -> str:
-        lines = [self.what]
-        if self.why:
-            lines.append(f"why: {self.why}")
-        if self.next_step:
-            lines.append(f"next: {self.next_step}")
-        return "\n".join(lines)
+        labelled = (
+            ("why", self.why),
+            ("next", self.next_step),
+            ("stage", self.stage),
+            ("log", self.log),
+        )
+        return "\n".join(
+            [
+                self.what,
+                *self.details(),
+                *(f"{label}: {text}" for label, text in labelled if text),
+            ]
+        )
 
 
 class ConfigError(CressetError):
@@ -62,10 +76,10 @@ class ConfigError(CressetError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
         count = len(self.problems)
-        super().__init__(f"{count} mistake{'s' if count > 1 else ''} in the settings")
+        super().__init__(f"{count} mistake{'s' if count > 1 else ''} in the settings:")
 
-    def __str__(self) -> str:
-        return "\n".join([f"{self.what}:", *map(str, self.problems)])
+    def details(self) -> list[str]:
+        return [str(problem) for problem in self.problems]
 
 
 class EngineError(CressetError):
@@ -75,7 +89,7 @@ class EngineError(CressetError):
 
 
 class BuildError(CressetError):
-    """A stage failed; ``stage``, ``command`` and ``command_exit_code`` say where, if known."""
+    """A stage failed; with the command, its exit code and its last lines, where there is one."""
 
     exit_code = 5
 
@@ -94,20 +108,13 @@ class BuildError(CressetError):
         self.command_exit_code = command_exit_code
         self.tail = tail
 
-    def __str__(self) -> str:
-        lines = [self.what]
-        if self.command:
-            lines.append(f"command: {self.command}")
+    def details(self) -> list[str]:
+        lines = [f"command: {self.command}"] if self.command else []
         if self.command_exit_code is not None:
             lines.append(f"exit code: {self.command_exit_code}")
         if self.tail:
-            lines.append("last lines:")
-            lines += [f"    {line}" for line in self.tail.splitlines()]
-        if self.why:
-            lines.append(f"why: {self.why}")
-        if self.next_step:
-            lines.append(f"next: {self.next_step}")
-        return "\n".join(lines)
+            lines += ["last lines:", *(f"    {line}" for line in self.tail.splitlines())]
+        return lines
 
 
 class VerifyError(CressetError):
@@ -117,12 +124,11 @@ class VerifyError(CressetError):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        super().__init__(
-            f"the image failed {len(self.problems)} of its checks; nothing was delivered"
-        )
+        count = len(self.problems)
+        super().__init__(f"the image failed {count} of its checks, and nothing was delivered:")
 
-    def __str__(self) -> str:
-        return "\n".join([f"{self.what}:", *map(str, self.problems)])
+    def details(self) -> list[str]:
+        return [str(problem) for problem in self.problems]
 
 
 class PublishError(CressetError):

@@ -18,12 +18,18 @@ class Step:
 
 def plan(spec: ImageSpec) -> tuple[Step, ...]:
     """Return the steps that build, check and deliver the image, each after those it needs."""
-    base = f"{spec.base.distribution} {spec.base.version} from {_SOURCES[spec.base.source]}"
+    source = (
+        "image" if spec.base.source == "auto" and not spec.base.can_bootstrap else spec.base.source
+    )
+    base = f"{spec.base.distribution} {spec.base.version} from {_SOURCES[source]}"
     python = f"Python {spec.python}, certificates, time zones, jemalloc"
     steps = [
         Step("base", base),
         Step("installer", "pinned pip and uv, thrown away after", ("base",)),
-        Step("system", python, ("base", "installer")),
+        # Only a Python that is not the distribution's own comes by uv.
+        Step(
+            "system", python, ("base",) if spec.python_from_distribution else ("base", "installer")
+        ),
     ]
     below_apt = "system"
     if spec.torch is not None:

@@ -196,23 +196,27 @@ class Docker:
 
     async def deliver(self, image: Container, spec: ImageSpec) -> Delivered:
         import dagger  # noqa: PLC0415 - most of a second, and only a real delivery needs it
+        from beartype.roar import BeartypeCallHintReturnViolation  # noqa: PLC0415
 
         names = [f"{self.repository}:{tag}" for tag in tags.tags(spec, self.image_name)]
         try:
-            # Docker unpacks what it loads: compressing it first would be thrown away at once.
-            await image.export_image(
-                names[-1],
-                forced_compression=_forced("uncompressed"),
-                media_types=dagger.ImageMediaTypes.DockerMediaTypes,
-            )
+            # The SDK declares a return value that it never gives, and its own type check refuses
+            # the None once the work is done (dagger-io 0.21.8, Container.export_image).
+            with contextlib.suppress(BeartypeCallHintReturnViolation):
+                # Docker unpacks what it loads: compressing it first would be thrown away at once.
+                await image.export_image(
+                    names[0],
+                    forced_compression=_forced("uncompressed"),
+                    media_types=dagger.ImageMediaTypes.DockerMediaTypes,
+                )
         except dagger.QueryError as error:
             raise PublishError(
                 "Docker does not take the image",
                 why=str(error),
                 next_step="look into the daemon's log and the free space of its data folder",
             ) from error
-        for name in names[:-1]:
-            _docker("tag", names[-1], name)
+        for name in names[1:]:
+            _docker("tag", names[0], name)
         delivered = self.find(spec)
         if delivered is None:
             raise PublishError("Docker took the image and does not have it")

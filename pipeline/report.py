@@ -19,6 +19,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.errors import CressetError
+
 _KEEP_LOGS: Final = 20
 _HEARTBEAT_SECONDS: Final = 20.0
 TAIL_LINES: Final = 40
@@ -42,6 +44,7 @@ class Stage:
     state: State = State.WAITING
     started: float = 0.0
     seconds: float = 0.0
+    in_engine: bool = True
     worked: int = 0
     """Steps of the engine's that were not in its cache."""
     last_line: str = ""
@@ -138,17 +141,24 @@ class Report:
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     @contextlib.contextmanager
-    def stage(self, name: str, *, can_be_cached: bool = True) -> Iterator[None]:
-        """Show the stage as running while the context is open, and how it ended after."""
+    def stage(self, name: str, *, in_engine: bool = True) -> Iterator[None]:
+        """Show the stage as running while the context is open, and how it ended after.
+
+        A stage that is not `in_engine` is never cached, and what the engine says is not its output.
+        """
         stage = next(stage for stage in self.stages if stage.name == name)
         with self._lock:
             stage.started, stage.state, self._current = time.monotonic(), State.RUNNING, stage
+            stage.in_engine = in_engine
             self._write(f"=== {name}\n")
             self.view.changed(stage)
         state = State.FAILED
         try:
             yield
-            state = State.CACHED if can_be_cached and not stage.worked else State.DONE
+            state = State.CACHED if in_engine and not stage.worked else State.DONE
+        except CressetError as error:
+            error.stage, error.log = name, self.log
+            raise
         finally:
             with self._lock:
                 stage.seconds = stage.elapsed()
@@ -166,13 +176,18 @@ class Report:
         """Take a piece of a command's output: into the log, its last line onto the screen."""
         with self._lock:
             self._write(text)
+            if self._current is not None and not self._current.in_engine:
+                return
             lines = [line for line in text.replace("\r", "\n").splitlines() if line.strip()]
             if lines and self._current is not None:
                 self._current.last_line = lines[-1].strip()
 
     def say(self, line: str) -> None:
-        """Take one whole line of output."""
-        self.output(f"{line}\n")
+        """Take one whole line of what this machine does itself."""
+        with self._lock:
+            self._write(f"{line}\n")
+            if self._current is not None:
+                self._current.last_line = line
 
     def ran(self, step: str) -> None:
         """Count a step of the engine's that was not in its cache."""
@@ -213,7 +228,7 @@ def reporting(verb: str, stages: Sequence[str], console: Console | None = None) 
     rows = [Stage(name) for name in stages]
     live = console.is_terminal and not console.no_color
     # Said before the table is drawn, so that it stands above it whatever comes.
-    console.print(Text(f"log: {path}", style="dim"))
+    console.print(Text(f"log: {path}", style="dim"), soft_wrap=True)
     view: View = LiveView(console, rows) if live else PlainView(sys.stderr)
     stop = threading.Event()
     with path.open("w") as file:

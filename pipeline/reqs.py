@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -19,8 +20,8 @@ _APT = re.compile(
     r"(?P<name>[a-z0-9][a-z0-9+.-]+(:[a-z0-9]+)?)\s*(==?\s*(?P<version>[\w.+:~-]+\*?))?", re.ASCII
 )
 _APT_FORM = "name, name==version, name=version, each with an optional ; marker and # comment"
-_INCLUDE = re.compile(r"(?:-r|-c|--requirement|--constraint)(?:\s+|=)(?P<file>\S+)")
-_LOCAL = re.compile(r"(?:-e\s+|--editable[ =])?(?P<file>(?:file:|\.{1,2}/|/)\S+)")
+_INCLUDE = re.compile(r"(?:-[rc]\s*|--(?:requirement|constraint)(?:\s+|=))(?P<file>\S+)")
+_LOCAL = re.compile(r"(?:-e\s+|--editable[ =]|[^@\s]+\s*@\s*)?(?P<file>(?:file:|\.{1,2}/|/)\S+)")
 
 
 def apt_packages(text: str, *, python: str, file: str) -> tuple[list[str], list[Problem]]:
@@ -38,7 +39,7 @@ def apt_packages(text: str, *, python: str, file: str) -> tuple[list[str], list[
         match = _APT.fullmatch(requirement)
         if match is None:
             why = "not an apt requirement"
-        elif marker and (why := _marker_error(marker)):
+        elif marker and (why := _marker_error(marker, python)):
             pass
         else:
             if not marker or _holds(marker, python):
@@ -49,12 +50,10 @@ def apt_packages(text: str, *, python: str, file: str) -> tuple[list[str], list[
     return packages, problems
 
 
-def _marker_error(marker: str) -> str:
-    from packaging.markers import InvalidMarker, Marker  # noqa: PLC0415 - 50 ms, rarely needed
-
+def _marker_error(marker: str, python: str) -> str:
     try:
-        Marker(marker)
-    except InvalidMarker as error:
+        _holds(marker, python)
+    except ValueError as error:  # of packaging's, one a way in which a marker can be wrong
         return f"not an environment marker: {str(error).splitlines()[0]}"
     return ""
 
@@ -85,11 +84,12 @@ def pip_files(folder: Path, name: str) -> tuple[list[ReqsFile], list[Problem]]:
     waiting = [(name, "")]
     while waiting:
         current, named_by = waiting.pop(0)
-        if current in files:
-            continue
-        path = folder / current
+        path = Path(os.path.normpath(folder / current))
         if not path.resolve().is_relative_to(folder.resolve()):
             problems.append(_outside(named_by, current, folder))
+            continue
+        current = os.path.relpath(path, folder)
+        if current in files:
             continue
         try:
             content = path.read_bytes()

@@ -82,7 +82,11 @@ _REGISTRY = _matching(
 _IMAGE_NAME = _matching(
     r"[A-Za-z0-9]+([._/-]+[A-Za-z0-9]+)*(:[A-Za-z0-9_][\w.-]{0,127})?", "not an image name"
 )
-_REFERENCE = _matching(r"[A-Za-z0-9][\w./:-]*(@sha256:[0-9a-f]{64})?", "not an image reference")
+_REFERENCE = _matching(
+    r"([A-Za-z0-9][A-Za-z0-9.-]*(:\d{1,5})?/)?[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*"
+    r"(:[A-Za-z0-9_][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?",
+    "not an image reference",
+)
 
 IMAGE, BASE, MIRRORS, DELIVERY, ENGINE, START = (
     "Image", "Base", "Mirrors", "Delivery", "Engine", "Container start",
@@ -202,10 +206,18 @@ class Settings(BaseModel):
         "auto", "Which Dagger engine builds; `auto` takes the first that answers.", group=ENGINE
     )
 
-    uid: Annotated[str, _NUMBER] = setting("", "User id in the container.", group=START)
-    gid: Annotated[str, _NUMBER] = setting("", "Group id in the container.", group=START)
-    usr: Annotated[str, _NAME] = setting("", "User name in the container.", group=START)
-    grp: Annotated[str, _NAME] = setting("", "Group name in the container.", group=START)
+    uid: Annotated[str, _NUMBER] = setting(
+        "", "User id in the container.", group=START, allowed="a number such as 1000"
+    )
+    gid: Annotated[str, _NUMBER] = setting(
+        "", "Group id in the container.", group=START, allowed="a number such as 1000"
+    )
+    usr: Annotated[str, _NAME] = setting(
+        "", "User name in the container.", group=START, allowed="a letter, then letters and digits"
+    )
+    grp: Annotated[str, _NAME] = setting(
+        "", "Group name in the container.", group=START, allowed="a letter, then letters and digits"
+    )
     add_user: Onoff = setting("include", "`exclude` starts the container as root.", group=START)
     host_root: str = setting(".", "Folder of this machine mounted as PROJECT_ROOT.", group=START)
     project: str = setting("", "Compose project name.", group=START)
@@ -302,16 +314,30 @@ def _with_aliases(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def _read_env_file(path: Path) -> tuple[dict[str, str], list[Problem], list[str]]:
-    from dotenv import dotenv_values  # noqa: PLC0415 - only where there is a file
+    from dotenv.parser import parse_stream  # noqa: PLC0415 - only where there is a file
 
-    if not path.is_file():
+    if not path.exists():
         return {}, [], []
     try:
-        read = dotenv_values(path, interpolate=False)
+        # Some editors on Windows begin a file with a byte order mark.
+        with path.open(encoding="utf-8-sig") as file:
+            bindings = list(parse_stream(file))
     except (OSError, UnicodeDecodeError) as error:
-        return {}, [Problem(str(path), "", f"cannot be read: {error}")], []
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        next_step = f"mend it, or move it away and let `env` write a new {path}"
+        return {}, [Problem(str(path), "", f"cannot be read: {reason}", next_step=next_step)], []
+    read: dict[str, str] = {}
     problems: list[Problem] = []
     notes: list[str] = []
+    for binding in bindings:
+        if binding.key is not None and binding.value is not None:
+            read[binding.key] = binding.value
+        elif binding.error or binding.key is not None:
+            text = binding.original.string
+            line = binding.original.line + text[: -len(text.lstrip())].count("\n")
+            form = "NAME=value, with an optional # comment"
+            where = f"{path}:{line}"
+            problems.append(Problem(where, text.strip(), "not a setting", allowed=form))
     for key, value in read.items():
         if key in NAMES or key in ALIASES or _COMPOSE_OWN.fullmatch(key):
             continue
@@ -324,12 +350,12 @@ def _read_env_file(path: Path) -> tuple[dict[str, str], list[Problem], list[str]
             problems.append(
                 Problem(
                     key,
-                    value or "",
+                    value,
                     f"{path} has a variable that Cresset does not know",
                     next_step=f"did you mean {nearest[0]}?" if nearest else "take the line out",
                 )
             )
-    return _with_aliases({k: v for k, v in read.items() if v is not None}), problems, notes
+    return _with_aliases(read), problems, notes
 
 
 def allowed_values(field: FieldInfo) -> str:

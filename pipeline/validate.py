@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +14,7 @@ from pipeline import reqs
 from pipeline.compat import rules
 from pipeline.compat.tables import Distribution
 from pipeline.errors import ConfigError, Problem
-from pipeline.settings import Settings
+from pipeline.settings import NAMES, Settings, allowed_values
 from pipeline.spec import Arch, BaseSpec, ImageSpec, Target, TorchSpec
 
 T = TypeVar("T")
@@ -48,6 +50,9 @@ def image_spec(
 
     """
     mistakes = _Mistakes()
+    services = allowed_values(NAMES["SERVICE"])
+    if target and target not in services.split(", "):
+        mistakes.append(Problem("target", target, "not something to build", allowed=services))
     kind: Target = "simple" if (target or settings.service) == "simple" else "train"
     distribution = mistakes.unless(
         rules.distribution(settings.linux_distro, settings.distro_version)
@@ -61,7 +66,7 @@ def image_spec(
     pip, wrong = reqs.pip_files(folder, reqs.PIP_TRAIN)
     mistakes += wrong
     if mistakes or base is None or distribution is None:
-        raise ConfigError(mistakes)
+        raise ConfigError([_as_written(problem, settings) for problem in mistakes])
     return ImageSpec(
         target=kind,
         base=base,
@@ -77,6 +82,20 @@ def image_spec(
         compression=settings.compression,
         recipe=recipe(folder),
     )
+
+
+def _as_written(problem: Problem, settings: Settings) -> Problem:
+    """Return the problem told of the variable that the user set; the rules know only the tags."""
+    for name in ("PYTORCH_VERSION", "TORCHVISION_VERSION"):
+        tag = f"{name}_TAG"
+        wheel = getattr(settings, name.lower()) if settings.build_mode == "exclude" else ""
+        value = wheel or getattr(settings, tag.lower())
+        if problem.field == tag and value:
+            problem = replace(problem, field=name if wheel else tag, value=value)
+        if wheel:
+            step = problem.next_step.replace(f"{tag}=v", f"{name}=")
+            problem = replace(problem, next_step=step)
+    return problem
 
 
 def arch_list(text: str) -> list[Arch]:
@@ -126,6 +145,16 @@ def _torch(
     distribution: Distribution | None,
 ) -> TorchSpec | None:
     from_source = settings.build_mode == "include"
+    if from_source:
+        mistakes.append(
+            Problem(
+                "BUILD_MODE",
+                settings.build_mode,
+                "this version of Cresset installs wheels; the stages that compile are to come",
+                allowed="exclude",
+                next_step="leave BUILD_MODE out, or set it to exclude",
+            )
+        )
     version = _version(settings.pytorch_version, settings.pytorch_version_tag, from_source)
     release = mistakes.unless(rules.torch_release(version)) if version else rules.newest_torch()
     if release is None or distribution is None:
@@ -137,15 +166,6 @@ def _torch(
     cuda = settings.cuda_version or release.wheel.cuda
     if from_source:
         mistakes += rules.check_source(release, vision, python, cuda, arches, dist=distribution)
-        mistakes.append(
-            Problem(
-                "BUILD_MODE",
-                settings.build_mode,
-                "this version of Cresset installs wheels; the stages that compile are to come",
-                allowed="exclude",
-                next_step="leave BUILD_MODE out, or set it to exclude",
-            )
-        )
         return None
     mistakes += rules.check_wheel(release, vision, python, cuda, arches)
     wheel = rules.wheel_for(release, cuda)
@@ -244,7 +264,7 @@ def _check_mirrors(settings: Settings, mistakes: _Mistakes) -> None:
                     next_step="set both or neither")
         )  # fmt: skip
     if settings.trusted_host and not any(
-        url.startswith("http://") and settings.trusted_host in url
+        re.match(rf"http://([^/@]*@)?{re.escape(settings.trusted_host)}(:\d+)?(/|$)", url)
         for url in (settings.index_url, settings.extra_index_url, settings.pytorch_index_url)
     ):
         mistakes.append(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -13,6 +12,8 @@ T = TypeVar("T")
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Return what the coroutine does; Ctrl-C cancels it, which stops the engine's work too."""
+    import asyncio
+
     try:
         return asyncio.run(work)
     except KeyboardInterrupt:

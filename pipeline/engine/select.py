@@ -17,6 +17,7 @@ Kind = Literal["session", "remote", "docker", "local"]
 
 RUNNER_HOST: Final = "_EXPERIMENTAL_DAGGER_RUNNER_HOST"
 CLI_BIN: Final = "_EXPERIMENTAL_DAGGER_CLI_BIN"
+IMAGE_STORE: Final = "_EXPERIMENTAL_DAGGER_RUNNER_IMAGESTORE"
 ENGINE_IMAGE: Final = f"registry.dagger.io/engine:v{local.VERSION}"
 
 # Together they stay under the ten seconds after which falling through would be noticed.
@@ -98,7 +99,12 @@ def _local(say: Callable[[str], None]) -> Choice | str:
     if needs := local.needs():
         return "it needs " + ", ".join(f"{need.what} ({need.mend})" for need in needs)
     endpoint = local.ensure(say)
-    environment = {RUNNER_HOST: endpoint.runner_host, CLI_BIN: str(endpoint.session_bin)}
+    environment = {
+        RUNNER_HOST: endpoint.runner_host,
+        CLI_BIN: str(endpoint.session_bin),
+        # Over a socket the client can't know what loads images here.
+        IMAGE_STORE: "docker-image",
+    }
     return Choice("local", f"built here, at {endpoint.runner_host}", environment)
 
 

@@ -13,7 +13,8 @@ import anyio
 import dagger
 
 from pipeline.engine.select import Choice, choose
-from pipeline.errors import BuildError, EngineError
+from pipeline.errors import BuildError, CressetError, EngineError
+from pipeline.report import TAIL_LINES
 
 _CONNECT_SECONDS: Final = 60
 _PULL_SECONDS: Final = 20
@@ -32,7 +33,7 @@ async def session(choice: Choice, log: TextIO) -> AsyncIterator[None]:
     config = dagger.Config(
         retry=None, timeout=dagger.Timeout(None, connect=_CONNECT_SECONDS), log_output=log
     )
-    with _environment(choice), _translated():
+    with _environment(choice), translated():
         async with dagger.connection(config):
             yield
 
@@ -52,37 +53,49 @@ def _environment(choice: Choice) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
+    """Turn what the SDK raises into errors that say what happened and what to do."""
     try:
         yield
-    except dagger.ExecError as error:
-        raise BuildError(
-            "a command failed in the build",
+    except BaseExceptionGroup as group:
+        # The SDK resolves the arguments of a call in a task group.
+        errors = group.subgroup(dagger.DaggerError)
+        if errors is None:
+            raise
+        raise _ours(_first(errors)) from group
+    except dagger.DaggerError as error:
+        raise _ours(error) from error
+
+
+def _first(group: BaseExceptionGroup[dagger.DaggerError]) -> dagger.DaggerError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+def _ours(error: dagger.DaggerError) -> CressetError:
+    if isinstance(error, dagger.ExecError):
+        output = f"{error.stdout}\n{error.stderr}".strip()
+        return BuildError(
+            "a command failed",
             command=shlex.join(error.command),
             command_exit_code=error.exit_code,
-            tail="\n".join((error.stdout + "\n" + error.stderr).strip().splitlines()[-40:]),
-        ) from error
-    except dagger.QueryError as error:
-        raise _query_error(str(error)) from error
-    except dagger.DaggerError as error:
-        raise EngineError(
-            "the engine cannot be reached, or went away",
-            why=_first_line(error),
-            next_step="run the command again: the engine is started anew and keeps its cache "
-            "(python -m pipeline engine logs shows what it said)",
-        ) from error
+            tail="\n".join(output.splitlines()[-TAIL_LINES:]),
+            next_step=_step(output),
+        )
+    if isinstance(error, dagger.QueryError):
+        return BuildError("the engine could not do it", why=str(error), next_step=_step(str(error)))
+    return EngineError(
+        "the engine cannot be reached, or went away",
+        why=next(iter(str(error).strip().splitlines()), type(error).__name__),
+        next_step="run the command again: the engine is started anew and keeps its cache "
+        "(python -m pipeline engine logs shows what it said)",
+    )
 
 
-def _query_error(message: str) -> BuildError:
-    step = ""
-    if "no space left on device" in message:
-        step = "free disk space, or `python -m pipeline engine prune`, then run it again"
-    return BuildError("the engine refused", why=message, next_step=step)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _step(message: str) -> str:
+    if "no space left on device" in message.lower():
+        return "free disk space, or `python -m pipeline engine prune`, and run it again"
+    return ""
 
 
 async def why_unavailable(image: dagger.Container) -> str:

@@ -7,6 +7,7 @@ import os
 import pwd
 from pathlib import Path
 
+from pipeline.errors import CressetError
 from pipeline.settings import NAMES, allowed_values, group_of
 
 OVERRIDE = """\
@@ -70,4 +71,10 @@ def write_new(path: Path, text: str) -> bool:
             file.write(text)
     except FileExistsError:
         return False
+    except OSError as error:
+        raise CressetError(
+            f"{path} cannot be written",
+            why=error.strerror or str(error),
+            next_step="run it in a folder that you may write to",
+        ) from error
     return True

@@ -9,17 +9,13 @@ from dagger import Container
 from pipeline.spec import ImageSpec
 from pipeline.stages.packages import VENV
 
-_TIMEZONE = """
-test -e "/usr/share/zoneinfo/$1"
-ln -snf "/usr/share/zoneinfo/$1" /etc/localtime
-echo "$1" > /etc/timezone
-"""
-
 
 def finish(container: Container, spec: ImageSpec, labels: Mapping[str, str]) -> Container:
     """Return the image: what `container` holds, ready to be started by anyone."""
     image = (
-        container.with_exec(["sh", "-ec", _TIMEZONE, "timezone", spec.timezone])
+        container.without_file("/etc/localtime")
+        .with_symlink(f"/usr/share/zoneinfo/{spec.timezone}", "/etc/localtime")
+        .with_new_file("/etc/timezone", f"{spec.timezone}\n")
         .with_workdir(spec.project_root)
         .with_entrypoint([])
         .with_default_args(["zsh" if "zsh" in spec.apt else "bash"])

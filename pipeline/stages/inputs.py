@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dagger import Container, Directory, Secret, dag
+from dagger import Container, Directory, File, Secret, dag
+
+from pipeline.reqs import PIP_BUILD, PIP_MKL
 
 
 @dataclass(frozen=True)
@@ -53,23 +55,31 @@ class Network:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The requirements files, and the network that every install goes through."""
+    """The requirements files, each apart so that a change in one touches only what reads it."""
 
-    reqs: Directory
+    pip_train: Directory
+    pip_build: File
+    pip_mkl: File
     network: Network
 
 
 def inputs(
     folder: Path,
-    files: Sequence[str],
+    pip_train: Sequence[str],
     *,
     index_url: str = "",
     extra_index_url: str = "",
     torch_index_url: str = "",
 ) -> Inputs:
-    """Return the inputs of a build: of `folder`, the named files and nothing else, are sent."""
+    """Return the inputs of a build: of `folder`, the files read and nothing else are sent.
+
+    `pip_train` names the requirements file of the image and those it includes.
+    """
+    host = dag.host()
     return Inputs(
-        reqs=dag.host().directory(str(folder), include=list(files)),
+        pip_train=host.directory(str(folder), include=list(pip_train)),
+        pip_build=host.file(str(folder / PIP_BUILD)),
+        pip_mkl=host.file(str(folder / PIP_MKL)),
         network=Network(
             index=_secret("index-url", index_url),
             extra_index=_secret("extra-index-url", extra_index_url),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dagger import Container, File, dag
 
 from pipeline import caches
-from pipeline.reqs import PIP_BUILD, PIP_TRAIN
+from pipeline.reqs import PIP_TRAIN
 from pipeline.spec import BaseSpec, ImageSpec
 from pipeline.stages.inputs import Inputs
 
@@ -16,7 +16,8 @@ INSTALLER = "/opt/installer"
 _PYTHON_DIR = "/opt/python"
 
 # Mount points, gone when the exec ends.
-REQS = "/mnt/reqs"
+PINS = "/mnt/pins.txt"
+_REQS = "/mnt/reqs"
 _UV = "/mnt/uv"
 _CONSTRAINTS = "/mnt/constraints.txt"
 
@@ -48,11 +49,11 @@ def installer(base: Container, spec: ImageSpec, inputs: Inputs) -> Container:
     return (
         apt_install(base, spec.base, ["ca-certificates", "python3-venv"])
         .with_(inputs.network.for_packages)
-        .with_mounted_directory(REQS, inputs.reqs)
+        .with_mounted_file(PINS, inputs.pip_build)
         .with_exec(["python3", "-m", "venv", INSTALLER])
         .with_exec(
             [f"{INSTALLER}/bin/pip", "install", "--quiet", "--no-cache-dir", "--require-hashes",
-             "--requirement", f"{REQS}/{PIP_BUILD}"]
+             "--requirement", PINS]
         )
     )  # fmt: skip
 
@@ -100,12 +101,13 @@ def pip_install(container: Container, spec: ImageSpec, binary: File, inputs: Inp
     pins = f"torch=={spec.torch.version}\ntorchvision=={spec.torch.vision}\n" if spec.torch else ""
     args = [
         "pip", "install", "--python", f"{VENV}/bin/python", "--compile-bytecode",
-        "--link-mode", "copy", "--constraint", _CONSTRAINTS, "--requirement", f"{REQS}/{PIP_TRAIN}",
+        "--link-mode", "copy", "--constraint", _CONSTRAINTS,
+        "--requirement", f"{_REQS}/{PIP_TRAIN}",
     ]  # fmt: skip
     return (
-        container.with_mounted_directory(REQS, inputs.reqs)
+        container.with_mounted_directory(_REQS, inputs.pip_train)
         .with_mounted_file(_CONSTRAINTS, dag.file("constraints.txt", pins))
         .with_(lambda ready: uv(ready, binary, inputs, args))
-        .without_mount(REQS)
+        .without_mount(_REQS)
         .without_mount(_CONSTRAINTS)
     )

@@ -29,6 +29,7 @@ def main():
         "cuda_libraries": cuda_libraries(),
         "preload": os.environ.get("LD_PRELOAD", ""),
         "preload_errors": preload_errors(),
+        "timezone_known": os.path.exists("/etc/localtime"),
         "timezone": os.readlink("/etc/localtime").partition("/zoneinfo/")[2],
         "torch": None,
     }

@@ -42,7 +42,9 @@ def judge(spec: ImageSpec, facts: dict[str, Any]) -> list[Problem]:
 
 def _system_problems(spec: ImageSpec, facts: dict[str, Any]) -> Iterator[Problem]:
     yield from _differs("python", facts["python"], spec.python)
-    yield from _differs("time zone", facts["timezone"], spec.timezone)
+    yield from _differs("TZ", facts["timezone"], spec.timezone)
+    if not facts["timezone_known"]:
+        yield Problem("TZ", spec.timezone, "the image's own tz database has no such time zone")
     unwanted = {
         "compilers": "the dev image ships none; what compiles is the devel target",
         "apt_lists": "apt's lists are out of date the day after and only take room",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dagger import Container, Directory
 
-from pipeline.reqs import PIP_BUILD, PIP_MKL
 from pipeline.spec import ImageSpec, TorchSpec
 from pipeline.stages.inputs import Inputs
-from pipeline.stages.packages import INSTALLER, REQS, python, python_install, uv_binary
+from pipeline.stages.packages import INSTALLER, PINS, python, python_install, uv_binary
 
 _OUT = "/wheels"
 
@@ -21,12 +20,14 @@ def wheels(installer: Container, spec: ImageSpec, torch: TorchSpec, inputs: Inpu
         f"{INSTALLER}/bin/pip", "--python", python(spec), "download", "--no-cache-dir",
         "--progress-bar", "off", "--only-binary", ":all:", "--dest", _OUT,
     ]  # fmt: skip
+    pinned = [*download, "--require-hashes", "--requirement", PINS]
     fetched = (
         fetcher.with_(inputs.network.for_torch)
         .with_exec([*download, f"torch=={torch.version}", f"torchvision=={torch.vision}"])
         .with_(inputs.network.for_packages)
-        .with_exec([*download, "--require-hashes", "-r", f"{REQS}/{PIP_BUILD}"])
+        .with_mounted_file(PINS, inputs.pip_build)
+        .with_exec(pinned)
     )
     if spec.mkl:
-        fetched = fetched.with_exec([*download, "--require-hashes", "-r", f"{REQS}/{PIP_MKL}"])
+        fetched = fetched.with_mounted_file(PINS, inputs.pip_mkl).with_exec(pinned)
     return fetched.directory(_OUT)

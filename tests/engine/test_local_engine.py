@@ -10,15 +10,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pipeline.engine import local
-from pipeline.engine.local import build, network, places, rootfs, run
+from pipeline.engine.local import build, places, rootfs, run, traces
 from pipeline.errors import EngineError
 
 if TYPE_CHECKING:
@@ -137,6 +139,43 @@ def test_a_registry_on_a_loopback_port_is_within_reach(
         finally:
             server.terminate()
     assert "from the host" in out
+
+
+def test_spans_and_logs_reach_an_otlp_receiver_while_an_exec_runs(
+    engine: Callable[[], local.Endpoint], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received: list[tuple[float, str, bytes]] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            received.append((time.time(), self.path, body))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as receiver:
+        threading.Thread(target=receiver.serve_forever).start()
+        url = f"http://127.0.0.1:{receiver.server_port}"
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"{url}/v1/traces")
+        # Logs are sent only where they are asked for by their own name.
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", f"{url}/v1/logs")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_LIVE", "1")
+        out = in_session(
+            engine(),
+            root,
+            """
+talk = ["sh", "-c", "echo word-of-the-exec; sleep 3; date +%s.%N"]
+print((await base.with_exec(talk).stdout()).split()[1])
+""",
+        )
+        receiver.shutdown()
+    ended = float(out)
+    early = [(path, body) for at, path, body in received if at < ended]
+    assert any(path == "/v1/traces" and b"withExec" in body for path, body in early)
+    assert any(path == "/v1/logs" and b"word-of-the-exec" in body for path, body in early)
 
 
 def test_what_was_built_is_there_after_a_restart(
@@ -274,6 +313,23 @@ def test_a_killed_engine_is_noticed_and_started_again(
     )
 
 
+def test_an_engine_that_is_not_on_record_is_left_alone(
+    engine: Callable[[], local.Endpoint], root: Path
+) -> None:
+    endpoint = engine()
+    record = places.state() / "engine.json"
+    aside = record.rename(record.with_name("aside"))
+    try:
+        with pytest.raises(EngineError, match="another engine runs on this state folder"):
+            engine()
+    finally:
+        aside.rename(record)
+    assert engine() == endpoint
+    assert "alive" in in_session(
+        endpoint, root, "print(await base.with_exec(['echo', 'alive']).stdout())"
+    )
+
+
 def test_an_engine_that_cannot_start_says_why(
     engine: Callable[[], local.Endpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,7 +349,7 @@ def test_an_engine_that_cannot_start_says_why(
 
 def host(root: Path) -> dict[str, object]:
     """Return what an engine could change on this host, less what another engine of ours does."""
-    own = f"{run.network_name(places.state())}0"
+    own = f"{run.own_name(places.state())}0"
     routes = [line.split() for line in Path("/proc/net/route").read_text().splitlines()]
     others = {
         fields[0]: f" 10.{int(fields[1][4:6], 16)}."
@@ -308,7 +364,7 @@ def host(root: Path) -> dict[str, object]:
     tables = {
         f"{variant} {table}": [
             line
-            for line in network._run(
+            for line in traces._run(
                 root, f"iptables-{variant}-save", "-t", table, check=False
             ).splitlines()
             if line.startswith("-A") and not foreign(line)
@@ -334,8 +390,9 @@ def host(root: Path) -> dict[str, object]:
             for interface in Path("/sys/class/net").iterdir()
             if interface.name not in others and not (interface / "master").exists()
         ),
-        "forwarding": network.forwarding(),
+        "forwarding": traces.forwarding(),
         "sockets": sorted(Path("/run").glob("cresset-*")),
+        "cgroups": sorted(Path("/sys/fs/cgroup").rglob(f"{own[:-1]}*")),
     }
 
 
@@ -346,7 +403,7 @@ def test_the_host_is_as_it_was_before(
     before = host(root)
     endpoint = engine()
     in_session(endpoint, root, "await base.with_exec(['true']).sync()")
-    assert f"{run.network_name(places.state())}0" in host(root)["interfaces"]  # type: ignore[operator]
+    assert f"{run.own_name(places.state())}0" in host(root)["interfaces"]  # type: ignore[operator]
     if ending == "kill":
         pid = local.status().pid
         assert pid

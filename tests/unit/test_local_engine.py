@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.engine import local
-from pipeline.engine.local import build, network, places, rootfs, run
+from pipeline.engine.local import build, places, rootfs, run, traces
 from pipeline.engine.local.needs import go_serves, go_wanted
 from pipeline.errors import EngineError
 
@@ -175,17 +175,24 @@ def test_old_versions_go_unless_an_engine_runs_from_them(tmp_path: Path) -> None
     assert sorted(tmp_path.iterdir()) == sorted([new, other])
 
 
-def test_a_long_state_folder_gets_a_socket_that_fits() -> None:
+def test_every_state_folder_gets_a_socket_that_can_be_dialled() -> None:
     short, long = Path("/home/ann/.local/state"), Path("/home") / ("x" * 90)
     assert run.sockets(short).is_relative_to(short)
     assert run.sockets(long).is_relative_to("/run")
+    assert run.sockets(Path("/home/ann lee")).is_relative_to("/run")
     assert run.sockets(long) != run.sockets(long / "other")
 
 
 def test_the_bridge_fits_the_kernels_limit_and_is_the_folders_own() -> None:
-    first, second = (run.network_name(Path("/home") / who) for who in ("ann", "bob"))
+    first, second = (run.own_name(Path("/home") / who) for who in ("ann", "bob"))
     assert first != second
     assert len(f"{first}0") <= 15
+
+
+def test_a_record_of_another_version_is_not_guessed_at() -> None:
+    (places.state() / "engine.json").write_text('{"pid": 1, "new": true}')
+    with pytest.raises(EngineError, match="written by another version"):
+        local.status()
 
 
 # Commands
@@ -254,13 +261,13 @@ def test_routes_are_read_from_the_kernels_table() -> None:
         "eth0\t00000000\t0101A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n"
         "eth0\t0001A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n"
     )
-    assert network.routes(table) == [IPv4Network("192.168.1.0/24")]
+    assert traces.routes(table) == [IPv4Network("192.168.1.0/24")]
 
 
 def test_the_range_keeps_clear_of_every_route() -> None:
-    first = network.free_range([])
-    assert network.free_range([IPv4Network("192.168.0.0/16")]) == first
-    second = network.free_range([IPv4Network(first).supernet(new_prefix=15)])
+    first = traces.free_range([])
+    assert traces.free_range([IPv4Network("192.168.0.0/16")]) == first
+    second = traces.free_range([IPv4Network(first).supernet(new_prefix=15)])
     assert not IPv4Network(second).overlaps(IPv4Network(first))
 
 
@@ -291,7 +298,7 @@ COMMIT
 
 
 def _leftovers(saved: str, keep: tuple[str, ...] = ()) -> list[str]:
-    return network.leftovers(saved, "cresset-1a2b", "10.213.0.0/16", keep).splitlines()
+    return traces.leftovers(saved, "cresset-1a2b", "10.213.0.0/16", keep).splitlines()
 
 
 def test_only_our_rules_and_chains_are_removed() -> None:

@@ -72,12 +72,11 @@ def go_version() -> str:
 
     Go itself may fetch the toolchain that go.mod asks for, if the machine allows that.
     """
-    try:
-        found = subprocess.run(
-            ["go", "env", "GOVERSION"], cwd=GO, capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
+    if not shutil.which("go"):
         return ""
+    found = subprocess.run(
+        ["go", "env", "GOVERSION"], cwd=GO, capture_output=True, text=True, check=False
+    )
     return found.stdout.strip() if found.returncode == 0 else ""
 
 

@@ -10,9 +10,9 @@ shift 5
 # is not on record would not be found again.
 read -r word
 
-# /proc is still the host's, so this is our process id as the host sees it.
-read -r pid rest < /proc/self/stat
-echo "$pid" > "$run/pid"
+# /proc is still the host's, so this tells our process id as the host sees it, and our age.
+read -r stat < /proc/self/stat
+echo "$stat" > "$run/stat"
 
 # The engine writes to its root (iptables links, trusted certificates); what it writes is gone
 # at the next start, and the cached folders stay as they were built.

@@ -53,7 +53,10 @@ def _overlay() -> Need | None:
 
 def _tool(tool: tuple[str, str, str]) -> Need | None:
     name, why, package = tool
-    return None if shutil.which(name) else Need(name, why, f"apt-get install -y {package}")
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # not on every user's PATH
+    return (
+        None if shutil.which(name, path=path) else Need(name, why, f"apt-get install -y {package}")
+    )
 
 
 def _keyring() -> Need | None:

@@ -87,7 +87,7 @@ def under_construction(final: Path) -> Iterator[Path]:
     The caller holds the cache's lock: leftovers of a builder that was killed go first.
     """
     for leftover in final.parent.glob(".building-*"):
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)  # its compiler may still be at work
     folder = Path(tempfile.mkdtemp(prefix=".building-", dir=final.parent))
     try:
         folder.chmod(0o755)

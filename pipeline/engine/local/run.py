@@ -7,6 +7,7 @@ the process that started it. If either is killed, the kernel ends the other and 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -17,9 +18,10 @@ import subprocess
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
+from urllib.parse import quote
 
-from pipeline.engine.local import build, network, places, rootfs
+from pipeline.engine.local import build, places, rootfs, traces
 from pipeline.engine.local.build import VERSION, Programs
 from pipeline.engine.local.needs import needs
 from pipeline.errors import EngineError
@@ -74,17 +76,47 @@ class Status:
 
 
 @dataclass(frozen=True)
-class Record:
-    """What is written down about an engine when it starts, to find it and to clean up after it."""
+class Process:
+    """A process, told by when it began from a later one with its number."""
 
-    supervisor: int
-    ticks: str
+    pid: int
+    began: str
+
+    @classmethod
+    def of(cls, stat: str) -> Self | None:
+        """Return the process that a line of /proc/PID/stat is about, or None if it has ended."""
+        pid, _, rest = stat.partition(" ")
+        state, *fields = rest.rpartition(")")[2].split()
+        return None if state in "ZX" else cls(int(pid), fields[18])
+
+    def lives(self) -> bool:
+        """Return whether this very process still runs."""
+        try:
+            return Process.of(Path(f"/proc/{self.pid}/stat").read_text()) == self
+        except OSError:
+            return False
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is written down about an engine when it starts, to find it and to clean up after it.
+
+    The process is the one that watches over the engine, and ends with it.
+    """
+
+    pid: int
+    began: str
     since: float
     version: str
     root: str
     cidr: str
     chains: list[str]
     forwarding: str
+
+    @property
+    def process(self) -> Process:
+        """The process that watches over the engine."""
+        return Process(self.pid, self.began)
 
 
 def ensure(say: Say) -> Endpoint:
@@ -94,7 +126,7 @@ def ensure(say: Say) -> Endpoint:
     """
     with _in_words():
         record = _recorded()
-        runs = record and record.version == VERSION and _alive(record) and _answers()
+        runs = record and record.version == VERSION and record.process.lives() and _answers()
         if runs and (found := build.built()):
             return Endpoint(f"unix://{_socket()}", found.session)
     return start(say)
@@ -105,10 +137,10 @@ def start(say: Say) -> Endpoint:
     with _in_words(), _only_one(say):
         programs, root = _parts(say)
         record = _recorded()
-        if record and record.version != VERSION and _alive(record):
+        if record and record.version != VERSION and record.process.lives():
             say(f"replacing the engine of Dagger {record.version}")
             _end(record, say)
-        elif record and not (_alive(record) and _ready(record, say)):
+        elif record and not (record.process.lives() and _ready(record, say)):
             say("the engine is gone without a goodbye: cleaning up after it")
             _end(record, say)
         if not _recorded():
@@ -122,7 +154,7 @@ def stop(say: Say) -> bool:
         record = _recorded()
         if not record:
             return False
-        ran = _alive(record)
+        ran = record.process.lives()
         _end(record, say)
         return ran
 
@@ -130,10 +162,11 @@ def stop(say: Say) -> bool:
 def status() -> Status:
     """Return what is known of the engine, without changing anything."""
     record = _recorded()
-    running = record is not None and _alive(record) and _answers()
+    running = record is not None and record.process.lives() and _answers()
+    engine = _engine()
     return Status(
         running=running,
-        pid=_engine() if running else None,
+        pid=engine.pid if running and engine else None,
         since=record.since if record and running else None,
         socket=_socket(),
         state=places.state(),
@@ -165,15 +198,16 @@ def _socket() -> Path:
 
 
 def sockets(state: Path) -> Path:
-    """Return the folder of the engine's socket: in `state`, or in /run where that is too long."""
+    """Return the folder of the engine's socket: in `state`, or in /run where that makes no URL."""
     folder = state / "run" / "sockets"
-    if len(os.fsencode(folder / "engine.sock")) <= _SOCKET_LIMIT:
+    address = str(folder / "engine.sock")
+    if len(os.fsencode(address)) <= _SOCKET_LIMIT and quote(address) == address:
         return folder
     return Path("/run") / f"cresset-{places.digest(os.fsencode(state))}"
 
 
-def network_name(state: Path) -> str:
-    """Return the name of the engine's network; its bridge is this and a 0, 15 letters at most."""
+def own_name(state: Path) -> str:
+    """Return the name of the engine's network and cgroups; its bridge is this and a 0."""
     return f"cresset-{places.digest(os.fsencode(state))[:4]}"
 
 
@@ -194,6 +228,8 @@ def _in_words() -> Iterator[None]:
         why = str(error)
         if isinstance(error, subprocess.CalledProcessError) and error.stderr:
             why = f"{why} {error.stderr.strip()}"
+        if isinstance(error, shutil.Error):  # one entry for each file of a folder
+            why = str(error.args[0][0][-1])
         raise EngineError(
             "the local engine could not be handled",
             why=why,
@@ -216,9 +252,10 @@ def _parts(say: Say) -> tuple[Programs, Path]:
 
 def _launch(programs: Programs, root: Path, say: Say) -> None:
     say("starting the engine")
+    _refuse_company()
     _furnish(root)
-    name, cidr = network_name(places.state()), network.free_range(network.host_routes())
-    chains, forwarding = network.shared_chains(root), network.forwarding()
+    name, cidr = own_name(places.state()), traces.free_range(traces.host_routes())
+    chains, forwarding = traces.shared_chains(root), traces.forwarding()
     argv = command(
         _run(), programs.layer, root, _data(), sockets(places.state()), name=name, cidr=cidr
     )
@@ -238,9 +275,10 @@ def _launch(programs: Programs, root: Path, say: Say) -> None:
             start_new_session=True,  # a Ctrl-C or a closed terminal is not meant for the engine
             pass_fds=(first, second),  # held open, so that no newer build prunes its folders
         )
+    watcher = Process.of(Path(f"/proc/{process.pid}/stat").read_text())
     record = Record(
-        supervisor=process.pid,
-        ticks=_ticks(process.pid) or "",
+        pid=process.pid,
+        began=watcher.began if watcher else "",
         since=time.time(),
         version=VERSION,
         root=str(root),
@@ -250,11 +288,11 @@ def _launch(programs: Programs, root: Path, say: Say) -> None:
     )
     places.write(_record_file(), json.dumps(asdict(record)))
     assert process.stdin
-    with process.stdin as starter:
+    with contextlib.suppress(BrokenPipeError), process.stdin as starter:  # its log says why
         starter.write(b"on record\n")
     process.returncode = 0  # it outlives us, and subprocess need not warn of that
     if not _ready(record, say):
-        died = not _alive(record)
+        died = not record.process.lives()
         last = places.tail(log_path())
         _end(record, say)
         raise EngineError(
@@ -264,6 +302,21 @@ def _launch(programs: Programs, root: Path, say: Say) -> None:
             why=last,
             next_step=f"read the whole log: {log_path()}",
         )
+
+
+def _refuse_company() -> None:
+    """EngineError where an engine that is not on record runs on our data: it holds this lock."""
+    try:
+        with (_data() / "dagger-engine.lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return
+    except BlockingIOError as error:
+        raise EngineError(
+            "another engine runs on this state folder and is not on record",
+            why=f"it holds {_data() / 'dagger-engine.lock'}",
+            next_step="end the dagger-engine process that `fuser` names for that file",
+        ) from error
 
 
 def _fresh(log: Path) -> Path:
@@ -276,7 +329,7 @@ def _fresh(log: Path) -> Path:
 def _furnish(root: Path) -> None:
     """Lay out what `enter.sh` puts into the root: configuration and trusted certificates."""
     shutil.rmtree(_run(), ignore_errors=True)
-    for folder in ("mnt", "etc/dagger", "ca-certificates"):
+    for folder in ("mnt", "etc/dagger", "etc/buildkit", "ca-certificates"):
         (_run() / folder).mkdir(parents=True)
     _data().mkdir(exist_ok=True, mode=0o700)
     sockets(places.state()).mkdir(exist_ok=True, mode=0o700)
@@ -284,9 +337,13 @@ def _furnish(root: Path) -> None:
     limits = rootfs.storage(disk.total, disk.free, _bytes(_data()))
     config = rootfs.configuration(limits, rootfs.users_configuration())
     (_run() / "etc/dagger/engine.json").write_text(json.dumps(config, indent=2))
+    # What engine.json has no word for: control groups of our own name, to know them again.
+    (_run() / "etc/buildkit/buildkitd.toml").write_text(
+        f'[worker.oci]\ndefaultCgroupParent = "{own_name(places.state())}"\n'
+    )
     for name, text in rootfs.authorities(root).items():
         (_run() / "ca-certificates" / name).write_text(text)
-    for folder in ("etc", "etc/dagger", "ca-certificates"):
+    for folder in ("etc", "etc/dagger", "etc/buildkit", "ca-certificates"):
         (_run() / folder).chmod(0o755)
 
 
@@ -322,7 +379,7 @@ def _ready(record: Record, say: Say) -> bool:
     while time.monotonic() - begun < within:
         if _answers():
             return True
-        if not _alive(record):
+        if not record.process.lives():
             return False
         if within == READY_WITHIN and _RESETTING in places.tail(log_path(), 50):
             say("the last engine was killed: what it had cached is being removed")
@@ -339,31 +396,24 @@ def _record_file() -> Path:
 
 
 def _recorded() -> Record | None:
+    """Return what is on record; EngineError where another version of us wrote that."""
+    file = _record_file()
     try:
-        return Record(**json.loads(_record_file().read_text()))
-    except (FileNotFoundError, ValueError, TypeError):  # none, or one of another version of us
+        return Record(**json.loads(file.read_text()))
+    except FileNotFoundError:
         return None
+    except (ValueError, TypeError) as error:
+        raise EngineError(
+            f"{file} was written by another version of Cresset",
+            why="it tells of an engine that this version cannot handle",
+            next_step="run `pipeline engine stop` from the clone that started it",
+        ) from error
 
 
-def _ticks(pid: int) -> str | None:
-    """Return when process `pid` began, in the kernel's own unit, or None if it has ended."""
+def _engine() -> Process | None:
+    """Return the engine's own process, which `enter.sh` wrote down; it may have ended."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    state, *fields = text.rpartition(")")[2].split()
-    return None if state in "ZX" else fields[18]
-
-
-def _alive(record: Record) -> bool:
-    """Return whether the recorded process runs, and is not another one with its number."""
-    return _ticks(record.supervisor) == record.ticks
-
-
-def _engine() -> int | None:
-    """Return the engine's own process id; the recorded one is that of what watches over it."""
-    try:
-        return int((_run() / "pid").read_text())
+        return Process.of((_run() / "stat").read_text())
     except (FileNotFoundError, ValueError):
         return None
 
@@ -394,12 +444,13 @@ def _bytes(folder: Path) -> int:
 
 def _end(record: Record, say: Say) -> None:
     """End what `record` tells of, take its network off the host and forget it."""
-    if _alive(record):
-        _terminate(record, say)
+    # Where only one of the two was killed, the kernel is about to end the other.
+    processes = [found for found in (_engine(), record.process) if found and found.lives()]
+    _terminate(processes, say)
     root = Path(record.root)
-    network.clean(
+    traces.clean(
         root if root.exists() else rootfs.root(say),
-        network_name(places.state()),
+        own_name(places.state()),
         record.cidr,
         record.chains,
         record.forwarding,
@@ -409,24 +460,27 @@ def _end(record: Record, say: Say) -> None:
     _record_file().unlink(missing_ok=True)
 
 
-def _terminate(record: Record, say: Say) -> None:
-    say("stopping the engine")
-    try:
-        supervisor = os.pidfd_open(record.supervisor)
-    except ProcessLookupError:  # it ended just now
-        return
-    try:
-        engine = _engine()
-        if engine:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(engine, signal.SIGTERM)
-            if _ended(supervisor, say):
-                return
+def _terminate(processes: list[Process], say: Say) -> None:
+    """Wait until `processes` have ended: the first is asked to, the others end with it."""
+    with contextlib.ExitStack() as opened:
+        handles = []
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):  # it ended just now
+                handles.append(os.pidfd_open(process.pid))
+                opened.callback(os.close, handles[-1])
+        if not handles:
+            return
+        say("stopping the engine")
+        _signal(handles[0], signal.SIGTERM)
+        if not all(_ended(handle, say) for handle in handles):
             say(f"the engine did not end within {GRACE:.0f} s: killing it, its cache is lost")
-        signal.pidfd_send_signal(supervisor, signal.SIGKILL)
-        _ended(supervisor, say)
-    finally:
-        os.close(supervisor)
+            _signal(handles[0], signal.SIGKILL)
+            _ended(handles[0], say)
+
+
+def _signal(handle: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(handle, number)
 
 
 def _ended(process: int, say: Say) -> bool:

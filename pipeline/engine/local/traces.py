@@ -1,11 +1,13 @@
-"""What the engine leaves in the host's network, and how it is taken out again.
+"""What the engine leaves on the host, and how it is taken off again.
 
 The engine shares the host's network, so that a registry or a mirror on a loopback port is
-reached as it is from a shell. Its bridge and its firewall rules are therefore on the host.
+reached as it is from a shell. Its bridge and its firewall rules are therefore on the host, and
+so are the control groups of its containers.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 import shlex
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 _INTERFACES = Path("/sys/class/net")
+_CGROUPS = Path("/sys/fs/cgroup")
 _SHARED = ("CNI-FORWARD", "CNI-ADMIN")
 """Chains that all users of CNI plugins share."""
 
@@ -107,7 +110,7 @@ def shared_chains(root: Path) -> list[str]:
 
 
 def clean(root: Path, name: str, cidr: str, keep: Sequence[str], forwarded: str) -> None:
-    """Take the bridge `name`0, its ports and its firewall rules off this host.
+    """Take off this host the bridge `name`0, its ports and firewall rules, and the cgroups `name`.
 
     `forwarded` is what :func:`forwarding` said before the engine started.
     """
@@ -124,6 +127,10 @@ def clean(root: Path, name: str, cidr: str, keep: Sequence[str], forwarded: str)
     others = any((interface / "bridge").exists() for interface in _INTERFACES.iterdir())
     if forwarded == "0" and bridged and not others:
         _FORWARDING.write_text("0")
+    for top in (*_CGROUPS.glob(f"*/{name}"), *_CGROUPS.glob(name)):
+        for group in sorted((top, *top.rglob("*/")), reverse=True):
+            with contextlib.suppress(OSError):  # version 1 may give one folder several names
+                group.rmdir()
 
 
 def _iptables() -> str:

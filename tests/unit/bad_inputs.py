@@ -1,0 +1,202 @@
+"""Bad inputs, and the words that a user must find in the answer to each.
+
+``python -m tests.unit.bad_inputs`` prints them as a Markdown table, from real runs.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.unit import running
+from tests.unit.running import Files, Result
+
+APT = "reqs/apt-train.requirements.txt"
+PIP = "reqs/pip-train.requirements.txt"
+
+
+@dataclass(frozen=True)
+class Bad:
+    """One bad input; `words` are the field, the value, and what is allowed or comes next."""
+
+    name: str
+    argv: str
+    words: tuple[str, ...]
+    code: int = 2
+    environ: Mapping[str, str] = field(default_factory=dict)
+    files: Files = field(default_factory=dict)
+
+    def given(self) -> str:
+        """Return what the user did, in a line."""
+        shell = [f"{name}={value!r}" for name, value in self.environ.items()]
+        files = [f"{name}: {_shown(content)}" for name, content in self.files.items()]
+        return "; ".join([" ".join([*shell, "cresset", self.argv]), *files])
+
+    def run(self, folder: Path) -> Result:
+        """Return what comes of it in a new checkout."""
+        with running.checkout(folder, self.files):
+            return running.run(*self.argv.split(), environ=self.environ)
+
+
+def _shown(content: str | bytes | None) -> str:
+    return "(missing)" if content is None else repr(content)
+
+
+def flag(name: str, value: str, *words: str) -> Bad:
+    """Return a bad value of a setting, given as a flag to `plan`."""
+    variable = name.upper().replace("-", "_")
+    return Bad(f"{variable} {value}", f"plan --{name} {value}", (f"{variable}='{value}'", *words))
+
+
+def file(name: str, path: str, content: str | bytes | None, *words: str, verb: str = "plan") -> Bad:
+    """Return a bad file of a checkout."""
+    return Bad(name, verb, words, files={path: content})
+
+
+TABLE: tuple[Bad, ...] = (
+    # The command line itself
+    Bad("unknown verb", "frobnicate", ("frobnicate", "-h")),
+    Bad("unknown flag", "plan --cuda-verison 12.6", ("--cuda-verison", "--cuda-version")),
+    Bad("flag without a value", "plan --cca", ("--cca", "argument")),
+    Bad("unknown target", "build nope", ("target='nope'", "train, full, simple")),
+    Bad("two targets", "plan train simple", ("simple", "unexpected")),
+    # Choices
+    flag("service", "trian", "nearest: train", "full, simple"),
+    flag("build-mode", "included", "nearest: include", "exclude"),
+    flag("build-mode", "include", "to come", "allowed: exclude"),
+    flag("mkl-mode", "yes", "include, exclude"),
+    flag("base-source", "docker", "auto, image, archive, bootstrap"),
+    flag("image-flavor", "cudnn", "base, runtime, devel"),
+    flag("compression", "lz4", "gzip, zstd, uncompressed"),
+    flag("engine", "podman", "auto, session, remote, docker, local"),
+    Bad("choice from the shell", "plan", ("ADD_USER='no'", "from the shell", "include, exclude"),
+        environ={"ADD_USER": "no"}),
+    # Versions
+    flag("pytorch-version-tag", "v1.11.0", "no row for torch 1.11.0", "v1.13.0, the nearest"),
+    flag("pytorch-version-tag", "main", "no row for torch main", "2.15.0"),
+    flag("pytorch-version", "2.99.0", "set PYTORCH_VERSION=2.15.0, the nearest"),
+    flag("pytorch-version", "v2.6.0", "not a version number", "a release such as 2.6.0"),
+    flag("pytorch-version-tag", "-v2", "not a git tag", "a tag such as v2.6.0"),
+    Bad("torchvision of another torch",
+        "plan --pytorch-version-tag v2.6.0 --torchvision-version-tag v0.20.0",
+        ("TORCHVISION_VERSION_TAG='v0.20.0'", "torch 2.6.0", "TORCHVISION_VERSION_TAG=v0.21.0")),
+    Bad("torchvision wheel of another torch",
+        "plan --pytorch-version 2.6.0 --torchvision-version 0.20.0",
+        ("TORCHVISION_VERSION='0.20.0'", "set TORCHVISION_VERSION=0.21.0")),
+    flag("cuda-version", "twelve", "not a version number", "12.6 or 12.6.3"),
+    flag("cuda-version", "11.8", "no wheel for CUDA 11.8", "set CUDA_VERSION=13.2"),
+    flag("cuda-version", "99.1", "no row for CUDA 99.1", "the nearest"),
+    flag("python-version", "3.13.1", "not a minor version", "allowed: 3.13"),
+    flag("python-version", "3.8", "torch 2.15.0", "set PYTHON_VERSION=3.11"),
+    # Compute capabilities
+    flag("cca", "86", "not a compute capability", "8.6, 8.6+PTX"),
+    flag("cca", "8.6,7.5", "not a compute capability", "'7.5 8.6+PTX'"),
+    flag("cca", "Amper", "not a compute capability", "Ampere"),
+    flag("cca", "4.2", "no row for compute capability 4.2", "the nearest"),
+    flag("cca", "auto", "no NVIDIA driver answers", "name the compute capability"),
+    flag("cca", "6.1", "none of it runs on 6.1", "allowed: 7.5 8.0"),
+    # The base
+    flag("linux-distro", "debain", "set LINUX_DISTRO=debian, the nearest"),
+    flag("distro-version", "99", "no row for debian 99", "12, 13"),
+    Bad("nvidia/cuda on Debian", "plan --image-flavor base",
+        ("LINUX_DISTRO='debian'", "no images of debian", "leave IMAGE_FLAVOR empty")),
+    Bad("wheels on a base with CUDA", "plan --linux-distro ubuntu --image-flavor devel --cca 8.6",
+        ("IMAGE_FLAVOR='devel'", "the wheels bring the CUDA libraries along", "base, or empty")),
+    flag("base-image", "https://docker.io/debian", "not an image reference", "registry/name:tag"),
+    flag("base-image", "Debian:13", "not an image reference", "registry/name:tag"),
+    flag("base-image", "debian@sha256:abc", "not an image reference", "registry/name@sha256:"),
+    Bad("archive without a path", "plan --base-source archive",
+        ("BASE_ARCHIVE=''", "BASE_SOURCE=archive", "set both or neither")),
+    Bad("archive that is not there", "plan --base-source archive --base-archive no.tar",
+        ("BASE_ARCHIVE='no.tar'", "No such file", "an OCI archive")),
+    Bad("archive that is not asked for", "plan --base-archive no.tar",
+        ("BASE_ARCHIVE='no.tar'", "BASE_SOURCE=archive", "set both or neither")),
+    Bad("bootstrap of Ubuntu", "plan --base-source bootstrap --linux-distro ubuntu",
+        ("BASE_SOURCE='bootstrap'", "ubuntu 24.04", "auto, image, archive")),
+    Bad("bootstrap beside an image", "plan --base-source bootstrap --base-image debian:13",
+        ("BASE_SOURCE='bootstrap'", "BASE_IMAGE", "auto, image, archive")),
+    # Time zone, paths, people
+    flag("tz", "Asia/seoul", "nearest: Asia/Seoul", "tz database"),
+    flag("tz", "../../etc/passwd", "not a time zone", "Asia/Seoul"),
+    flag("project-root", "project", "not an absolute path", "/opt/project"),
+    flag("uid", "me", "a number such as 1000"),
+    flag("gid", "99999999999", "a number such as 1000"),
+    flag("usr", "1me", "not a user or group name", "a letter, then"),
+    # Mirrors and names
+    flag("index-url", "ftp://host/simple", "not an http or https URL", "https://host/simple"),
+    flag("extra-index-url", "host/simple", "not an http or https URL", "https://host/simple"),
+    flag("deb-new", "http://mirror", "DEB_OLD and DEB_NEW go together", "set both or neither"),
+    Bad("DEB_OLD without DEB_NEW", "plan --deb-old http://deb.debian.org",
+        ("DEB_NEW=''", "DEB_OLD and DEB_NEW go together", "set both or neither")),
+    Bad("trust in a host that speaks TLS",
+        "plan --index-url https://host/simple --trusted-host host",
+        ("TRUSTED_HOST='host'", "TLS checks are never turned off", "update-ca-certificates")),
+    Bad("trust in part of a host's name",
+        "plan --index-url http://host.evil/simple --trusted-host host",
+        ("TRUSTED_HOST='host'", "no http:// index has this host", "update-ca-certificates")),
+    flag("registry", "https://ghcr.io/me", "it has no scheme", "ghcr.io/team"),
+    flag("registry", "ghcr.io/Me", "lower case", "ghcr.io/team"),
+    flag("image-name", "cresset:", "not an image name", "cresset:my-tag"),
+    # .env
+    file("unknown key", ".env", "PYTORCH_TAG=v2.6.0\n", "PYTORCH_TAG='v2.6.0'",
+         "did you mean PYTORCH_VERSION_TAG?"),
+    file("unknown key like no other", ".env", "XYZZY=1\n", "XYZZY='1'", "take the line out"),
+    file("no equals sign", ".env", "\nTZ=UTC\n\nCCA: 8.6\n", ".env:4='CCA: 8.6'", "NAME=value"),
+    file("no value", ".env", "CCA\n", ".env:1='CCA'", "NAME=value"),
+    file("open quote", ".env", "CCA='8.6\n", ".env:1", "CCA='8.6", "NAME=value"),
+    file("not text", ".env", b"TZ=\xff\xfe\n", ".env=''", "it is not UTF-8 text", "mend it"),
+    Bad("a folder", "plan", (".env=''", "Is a directory", "mend it"), files={".env/x": ""}),
+    Bad("bad value of the file", "plan", ("TZ='Mars/Base'", "(from .env)", "tz database"),
+        files={".env": "TZ=Mars/Base  # soon\n"}),
+    # reqs/
+    Bad("no reqs/", "plan", (APT, PIP, "No such file", "run from a check"), files={"reqs": None}),
+    file("apt: not a name", APT, "git\nGit LFS\n", f"{APT}:2='Git LFS'", "name==version"),
+    file("apt: a range", APT, "git>=2.30\n", f"{APT}:1='git>=2.30'", "name==version"),
+    file("apt: not a marker", APT, "git; python > 3\n", f"{APT}:1", "not an environment marker"),
+    file("apt: a marker without sense", APT, "git; sys_platform ~= 'linux'\n", f"{APT}:1",
+         "not an environment marker", "; marker"),
+    file("apt: an option", APT, "-y\n", f"{APT}:1='-y'", "not an apt requirement", "name==version"),
+    file("apt: not text", APT, b"\xff\xfe", APT, "not UTF-8", "create an empty"),
+    file("pip: a file outside", PIP, "einops\n-r ../secrets.txt\n", f"{PIP}:2='../secrets.txt'",
+         "outside reqs/", "copy it into reqs/"),
+    file("pip: an absolute file", PIP, "-c/etc/pip.txt\n", f"{PIP}:1='/etc/pip.txt'",
+         "outside reqs/", "copy it into reqs/"),
+    file("pip: a wheel outside", PIP, "mine @ file:///tmp/mine.whl\n", f"{PIP}:1",
+         "outside reqs/", "copy it into reqs/"),
+    file("pip: a file that is not there", PIP, "-r more.txt\n", f"{PIP}:1='more.txt'",
+         "No such file", "create it or take it out"),
+    file("pip: not a requirement", PIP, "einops\nnum py\n", f"{PIP}:2='num py'",
+         "not a pip requirement", "name==1.2", verb="build"),
+    file("pip: another torch", PIP, "torch==2.0.0\n", f"{PIP}:1='torch==2.0.0'",
+         "contradicts the torch 2.15.0", "PYTORCH_VERSION_TAG", verb="build"),
+    file("pip: another torchvision", PIP, "TorchVision<0.2\n", f"{PIP}:1='TorchVision<0.2'",
+         "contradicts", "TORCHVISION_VERSION_TAG", verb="build"),
+    # Several at once
+    Bad("mistakes in every source", "plan --uid me", ("UID='me'", "TZ='Nowhere'", "XYZZY='1'",
+        "3 mistakes"), environ={"TZ": "Nowhere"}, files={".env": "XYZZY=1\n"}),
+    Bad("mistakes in files too", "plan --cca 99.9 --linux-distro ubuntu --python-version 3.6",
+        ("CCA='99.9'", "PYTHON_VERSION='3.6'", f"{APT}:1", f"{PIP}:1", "4 mistakes"),
+        files={APT: "A B\n", PIP: "-r no.txt\n"}),
+)  # fmt: skip
+
+
+def main() -> None:
+    rows = ["| Input | Exit code | Message |", "|---|---|---|"]
+    with tempfile.TemporaryDirectory() as folder:
+        for number, bad in enumerate(TABLE):
+            result = bad.run(Path(folder, str(number)))
+            cells = (bad.given(), str(result.code), _message(result.err))
+            rows.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+    sys.stdout.write("\n".join(rows) + "\n")
+
+
+def _message(err: str) -> str:
+    lines = (line.strip(" │╭╮╰╯─") for line in err.splitlines())
+    return "<br>".join(line.replace("<", "&lt;") for line in lines if line)
+
+
+if __name__ == "__main__":
+    main()

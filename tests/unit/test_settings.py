@@ -1,0 +1,172 @@
+"""Settings as a user meets them: by flag, shell, ``.env`` and default."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.settings import NAMES, RETIRED
+from tests.unit.running import Result, run
+
+pytestmark = pytest.mark.usefixtures("checkout")
+
+ENV = Path(".env")
+
+
+def shown(*argv: str, environ: dict[str, str] | None = None) -> dict[str, tuple[str, str]]:
+    """Return what ``config --json`` says: value and origin by name."""
+    result = succeeded(run("config", "--json", *argv, environ=environ))
+    return {name: (it["value"], it["origin"]) for name, it in json.loads(result.out).items()}
+
+
+def succeeded(result: Result) -> Result:
+    assert result.code == 0, result.err
+    return result
+
+
+# Precedence
+
+
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [
+        ("", ("UTC", "default")),
+        ("file", ("Asia/Tokyo", ".env")),
+        ("file shell", ("Asia/Seoul", "shell")),
+        ("file shell flag", ("Europe/Paris", "flag")),
+        ("file flag", ("Europe/Paris", "flag")),
+        ("shell", ("Asia/Seoul", "shell")),
+        ("flag", ("Europe/Paris", "flag")),
+    ],
+)
+def test_a_flag_goes_before_the_shell_before_the_file(
+    sources: str, expected: tuple[str, str]
+) -> None:
+    if "file" in sources:
+        ENV.write_text("TZ=Asia/Tokyo\n")
+    shell = {"TZ": "Asia/Seoul"} if "shell" in sources else {}
+    flags = ["--tz", "Europe/Paris"] if "flag" in sources else []
+    assert shown(*flags, environ=shell)["TZ"] == expected
+    line = next(it for it in run("config", *flags, environ=shell).out.splitlines() if "TZ " in it)
+    assert line.split() == ["TZ", *expected]
+
+
+def test_what_is_empty_counts_as_not_set() -> None:
+    ENV.write_text("TZ=Asia/Tokyo\nPROJECT=\nLINUX_DISTRO=''\n")
+    settings = shown("--tz", "", environ={"TZ": ""})
+    assert settings["TZ"] == ("Asia/Tokyo", ".env")
+    assert settings["LINUX_DISTRO"] == ("debian", "default")
+    assert settings["PROJECT"] == ("", "default")
+
+
+def test_every_setting_has_a_flag_and_a_line_in_config() -> None:
+    flags = succeeded(run("config", "--help")).out
+    assert [name for name in NAMES if f"--{name.lower().replace('_', '-')}" not in flags] == []
+    assert list(shown()) == list(NAMES)
+    assert [line.split()[0] for line in run("config").out.splitlines()] == list(NAMES)
+
+
+# The form of the file
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("CCA=8.6              # for RTX3090", "8.6"),
+        ("CCA='7.5 8.6+PTX'  # two of them", "7.5 8.6+PTX"),
+        ('CCA="7.5 8.6"', "7.5 8.6"),
+        ("export CCA=8.6", "8.6"),
+        ("CCA = 8.6", "8.6"),
+        ("CCC=8.6", "8.6"),
+        ("CCC=8.0\nCCA=8.6", "8.6"),
+        ("CCA=8.6\r\nTZ=UTC\r", "8.6"),
+        ("\ufeffCCA=8.6", "8.6"),
+        ("CCA=8.0\nCCA=8.6", "8.6"),
+        ("# CCA=8.0\n\nCCA=8.6", "8.6"),
+    ],
+    ids=repr,
+)
+def test_a_line_of_the_file_is_read_as_compose_reads_it(line: str, value: str) -> None:
+    ENV.write_bytes(f"{line}\n".encode())
+    assert shown()["CCA"] == (value, ".env")
+
+
+def test_a_dollar_and_a_hash_inside_a_value_stay() -> None:
+    ENV.write_text("COMMAND=echo $HOME#1\n")
+    assert shown()["COMMAND"] == ("echo $HOME#1", ".env")
+
+
+def test_the_shell_knows_the_alias_too() -> None:
+    ENV.write_text("CCA=8.0\n")
+    assert shown(environ={"CCC": "8.6"})["CCA"] == ("8.6", "shell")
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [("PYTORCH_VERSION_TAGS", "PYTORCH_VERSION_TAG"), ("CUDA_VERISON", "CUDA_VERSION")],
+)
+def test_an_unknown_key_is_refused_with_the_nearest(key: str, nearest: str) -> None:
+    ENV.write_text(f"{key}=1\n")
+    result = run("config")
+    assert result.code == 2
+    assert f"{key}='1'" in result.err
+    assert f"did you mean {nearest}?" in result.err
+
+
+@pytest.mark.parametrize("key", RETIRED)
+def test_a_retired_key_is_noted_and_not_refused(key: str) -> None:
+    ENV.write_text(f"{key}=1\n")
+    result = succeeded(run("config"))
+    assert f"note: .env: {key} is not used any more: {RETIRED[key]}" in result.err
+    assert key not in {line.split()[0] for line in result.out.splitlines()}
+
+
+@pytest.mark.parametrize("key", ["COMPOSE_PROJECT_NAME", "DOCKER_HOST", "USE_NCCL"])
+def test_keys_of_compose_and_of_a_source_build_are_let_be(key: str) -> None:
+    ENV.write_text(f"{key}=1\n")
+    succeeded(run("config"))
+
+
+# env and over
+
+
+def test_env_writes_a_commented_file_that_loads_as_it_is() -> None:
+    before = shown()
+    assert "written" in succeeded(run("env")).err
+    after = shown()
+    from_file = {name for name, (_, origin) in after.items() if origin == ".env"}
+    assert from_file == {"UID", "GID", "USR", "GRP", "TZ"}
+    assert {n: it for n, it in after.items() if n not in from_file} == {
+        n: it for n, it in before.items() if n not in from_file
+    }
+    text = ENV.read_text()
+    assert [name for name in NAMES if f"{name}=" not in text] == []
+    assert [f.description for f in NAMES.values() if str(f.description) not in text] == []
+
+
+def test_every_line_of_env_may_be_uncommented() -> None:
+    run("env")
+    lines = ENV.read_text().splitlines()
+    settings = [line.removeprefix("# ") for line in lines if line.partition("=")[0][2:] in NAMES]
+    assert len(settings) > 20
+    before = shown()
+    ENV.write_text("\n".join([*lines, *settings]))
+    assert {n: value for n, (value, _) in shown().items()} == {n: v for n, (v, _) in before.items()}
+
+
+@pytest.mark.parametrize(
+    ("verb", "name"), [("env", ".env"), ("over", "docker-compose.override.yaml")]
+)
+def test_what_is_there_is_never_overwritten(verb: str, name: str) -> None:
+    path = Path(name)
+    path.write_text("# mine\n")
+    assert "left as it is" in succeeded(run(verb)).err
+    assert path.read_text() == "# mine\n"
+
+
+@pytest.mark.parametrize("service", ["train", "simple"])
+def test_over_names_the_service(service: str) -> None:
+    succeeded(run("over", "--service", service))
+    assert f"\n  {service}:\n" in Path("docker-compose.override.yaml").read_text()
