@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import reqs
-from pipeline.errors import BuildError, ConfigError, VerifyError
+from pipeline.errors import BuildError, VerifyError
 from pipeline.plan import plan
 from pipeline.publish import KEY_LABEL, Delivered, Destination
 from pipeline.settings import Settings
@@ -61,7 +61,6 @@ async def build(
     """Build, check and deliver the image; return where it is and what it took.
 
     Raises:
-        ConfigError: a requirements file cannot be right.
         EngineError: no engine, or it was lost.
         BuildError: a stage failed.
         VerifyError: the image is not what the spec says; nothing was delivered.
@@ -70,16 +69,9 @@ async def build(
     """
     from pipeline.report import reporting  # noqa: PLC0415 - draws by rich, which takes a while
 
-    _check_requirements(spec)
     steps = [step.name for step in plan(spec)]
     with reporting("build", ["engine", *steps]) as report:
         return await _run(spec, settings, where, report, refresh_base=refresh_base)
-
-
-def _check_requirements(spec: ImageSpec) -> None:
-    pinned = {"torch": spec.torch.version, "torchvision": spec.torch.vision} if spec.torch else {}
-    if problems := reqs.check_pip(reqs.FOLDER, spec.pip, pinned):
-        raise ConfigError(problems)
 
 
 async def _run(
@@ -109,6 +101,7 @@ async def _run(
                 index_url=settings.index_url,
                 extra_index_url=settings.extra_index_url,
                 torch_index_url=_torch_index(spec, settings),
+                trusted_host=settings.trusted_host,
             )
             made: Any = base
             for name, lazy in targets.stages(spec, base, given, _labels(spec, origin)).items():

@@ -10,7 +10,7 @@ from dagger import CacheSharingMode, CacheVolume, Container, dag
 
 APT_ARCHIVES = "/var/cache/apt"
 APT_LISTS = "/var/lib/apt/lists"
-UV = "/root/.cache/uv"
+UV = "/mnt/uv-cache"
 
 
 def apt(distribution: str, codename: str) -> tuple[CacheVolume, CacheVolume]:

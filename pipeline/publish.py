@@ -270,10 +270,10 @@ class Archive:
     async def deliver(self, image: Container, spec: ImageSpec) -> Delivered:
         import dagger  # noqa: PLC0415 - most of a second, and only a real delivery needs it
 
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.path(spec)
         with _half_written(path) as part:
             try:
+                self.folder.mkdir(parents=True, exist_ok=True)
                 await image.export(
                     str(part.absolute()), forced_compression=_forced(spec.compression)
                 )

@@ -211,36 +211,54 @@ class Report:
         return [stage.name for stage in self.stages if stage.state is State.CACHED]
 
     def _write(self, text: str) -> None:
-        self.stream.write(text)
-        self.stream.flush()
+        # A full disk must not hide the error that says so.
+        with contextlib.suppress(OSError):
+            self.stream.write(text)
+            self.stream.flush()
 
 
 @contextlib.contextmanager
 def reporting(verb: str, stages: Sequence[str], console: Console | None = None) -> Iterator[Report]:
     """Open a report with a log file of its own, and say where the log is."""
     console = console or Console(stderr=True)
-    folder = user_state_path("cresset") / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    now = datetime.datetime.now(tz=datetime.UTC).astimezone()
-    path = folder / f"{now:%Y%m%d-%H%M%S-%f}-{verb}.log"
-    for old in sorted(folder.glob("*.log"))[: -_KEEP_LOGS + 1]:
-        old.unlink(missing_ok=True)
+    path = _new_log(verb)
     rows = [Stage(name) for name in stages]
     live = console.is_terminal and not console.no_color
     # Said before the table is drawn, so that it stands above it whatever comes.
     console.print(Text(f"log: {path}", style="dim"), soft_wrap=True)
     view: View = LiveView(console, rows) if live else PlainView(sys.stderr)
     stop = threading.Event()
-    with path.open("w") as file:
-        report = Report(path, rows, view, file)
-        heart = threading.Thread(target=_heartbeat, args=(report, stop), daemon=True)
-        heart.start()
-        try:
-            yield report
-        finally:
-            stop.set()
-            heart.join()
-            view.close()
+    file = path.open("w")
+    report = Report(path, rows, view, file)
+    heart = threading.Thread(target=_heartbeat, args=(report, stop), daemon=True)
+    heart.start()
+    try:
+        yield report
+    finally:
+        stop.set()
+        heart.join()
+        view.close()
+        with contextlib.suppress(OSError):
+            file.close()
+
+
+def _new_log(verb: str) -> Path:
+    """Return an empty log file, and throw the oldest away."""
+    folder = user_state_path("cresset") / "logs"
+    now = datetime.datetime.now(tz=datetime.UTC).astimezone()
+    path = folder / f"{now:%Y%m%d-%H%M%S-%f}-{verb}.log"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in sorted(folder.glob("*.log"))[: -_KEEP_LOGS + 1]:
+            old.unlink(missing_ok=True)
+        path.touch()
+    except OSError as error:
+        raise CressetError(
+            f"the log {path} cannot be written",
+            why=str(error.strerror),
+            next_step="free disk space, or name another folder in XDG_STATE_HOME",
+        ) from error
+    return path
 
 
 def _heartbeat(report: Report, stop: threading.Event) -> None:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from pipeline.errors import Problem
-from pipeline.spec import ReqsFile
+from pipeline.spec import ImageSpec, ReqsFile
 
 FOLDER = Path("reqs")
 APT_TRAIN = "apt-train.requirements.txt"
@@ -20,8 +20,10 @@ _APT = re.compile(
     r"(?P<name>[a-z0-9][a-z0-9+.-]+(:[a-z0-9]+)?)\s*(==?\s*(?P<version>[\w.+:~-]+\*?))?", re.ASCII
 )
 _APT_FORM = "name, name==version, name=version, each with an optional ; marker and # comment"
-_INCLUDE = re.compile(r"(?:-[rc]\s*|--(?:requirement|constraint)(?:\s+|=))(?P<file>\S+)")
-_LOCAL = re.compile(r"(?:-e\s+|--editable[ =]|[^@\s]+\s*@\s*)?(?P<file>(?:file:|\.{1,2}/|/)\S+)")
+_INCLUDE = re.compile(
+    r"(?:-[rcf]\s*|-e\s+|--(?:requirement|constraint|find-links|editable)(?:\s+|=))(?P<file>\S+)"
+)
+_LOCAL = re.compile(r"(?:[^@\s]+\s*@\s*)?(?P<file>(?:file:|\.{1,2}/|/)\S+)")
 
 
 def apt_packages(text: str, *, python: str, file: str) -> tuple[list[str], list[Problem]]:
@@ -130,17 +132,18 @@ def _unreadable(where: str, file: str, error: Exception) -> Problem:
     return Problem(where, file, f"cannot be read: {reason}", next_step="create it or take it out")
 
 
-def check_pip(folder: Path, files: tuple[ReqsFile, ...], pinned: dict[str, str]) -> list[Problem]:
-    """Return the lines that are not requirements, or that contradict the `pinned` versions.
+def check_pip(folder: Path, spec: ImageSpec) -> list[Problem]:
+    """Return the lines that are not requirements, or that contradict torch's chosen versions.
 
-    A resolver would find both too, after minutes; `pinned` maps torch and torchvision to their
-    versions.
+    A resolver would find both too, after minutes.
     """
     from packaging.requirements import InvalidRequirement, Requirement  # noqa: PLC0415 - 50 ms
     from packaging.utils import canonicalize_name  # noqa: PLC0415
 
+    torch = spec.torch
+    pinned = {"torch": torch.version, "torchvision": torch.vision} if torch else {}
     problems: list[Problem] = []
-    for file in files:
+    for file in spec.pip:
         path = folder / file.name
         if path.suffix not in {".txt", ".in"}:
             continue
@@ -153,6 +156,8 @@ def check_pip(folder: Path, files: tuple[ReqsFile, ...], pinned: dict[str, str])
             except InvalidRequirement as error:
                 why = f"not a pip requirement: {str(error).splitlines()[0]}"
                 problems.append(Problem(where, content, why, allowed="as pip: name==1.2, name>=1"))
+                continue
+            if requirement.marker and not _holds(str(requirement.marker), spec.python):
                 continue
             version = pinned.get(canonicalize_name(requirement.name))
             if version and not requirement.specifier.contains(version, prereleases=True):

@@ -50,6 +50,10 @@ def _matching(pattern: str, why: str) -> AfterValidator:
 
 
 def _timezone(name: str) -> str:
+    # POSIX also has ":name", and ":/etc/localtime" or the like for the machine's own.
+    name = name.removeprefix(":")
+    if name.startswith("/"):
+        name = os.path.realpath(name).partition("/zoneinfo/")[2] or "UTC"
     import zoneinfo  # noqa: PLC0415 - read only where TZ is set
 
     try:
@@ -220,7 +224,9 @@ class Settings(BaseModel):
     )
     add_user: Onoff = setting("include", "`exclude` starts the container as root.", group=START)
     host_root: str = setting(".", "Folder of this machine mounted as PROJECT_ROOT.", group=START)
-    project: str = setting("", "Compose project name.", group=START)
+    project: Annotated[str, _matching(r"[a-z0-9][a-z0-9_-]*", "not a Compose project name")] = (
+        setting("", "Compose project name.", group=START, allowed="lower case, digits, - and _")
+    )
     command: str = setting("", "Command of an interactive shell.", group=START)
 
 
@@ -371,6 +377,11 @@ def group_of(field: FieldInfo) -> str:
     return str(cast("dict[str, str]", field.json_schema_extra)["group"])
 
 
+def shown(value: str) -> str:
+    """Return a value as it may be printed: without the password that a URL can hold."""
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", value)
+
+
 def _problem(detail: Any, origins: Mapping[str, Origin]) -> Problem:  # noqa: ANN401 - pydantic's ErrorDetails
     name = str(detail["loc"][0]).upper()
     value = str(detail["input"])
@@ -379,7 +390,7 @@ def _problem(detail: Any, origins: Mapping[str, Origin]) -> Problem:  # noqa: AN
         why = "not one of the choices" + _nearest(value, NAMES[name].annotation.__args__)  # type: ignore[union-attr]
     return Problem(
         name,
-        value,
+        shown(value),
         f"{why} (from {'the ' if origins[name] is Origin.SHELL else ''}{origins[name]})",
         allowed=allowed_values(NAMES[name]),
     )

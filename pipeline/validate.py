@@ -60,7 +60,10 @@ def image_spec(
     arches = _arches(settings, mistakes, gpus)
     python = settings.python_version or (distribution.python if distribution else "")
     torch = _torch(settings, mistakes, python, arches, distribution) if kind == "train" else None
+    if kind == "simple" and python:
+        mistakes.add(rules.known_python(python))
     _check_mirrors(settings, mistakes)
+    _check_base_image(settings, mistakes)
     base = _base(settings, mistakes, distribution, torch) if distribution else None
     apt = _apt(folder, python, mistakes)
     pip, wrong = reqs.pip_files(folder, reqs.PIP_TRAIN)
@@ -96,6 +99,17 @@ def _as_written(problem: Problem, settings: Settings) -> Problem:
             step = problem.next_step.replace(f"{tag}=v", f"{name}=")
             problem = replace(problem, next_step=step)
     return problem
+
+
+def check_requirements(spec: ImageSpec, folder: Path = reqs.FOLDER) -> None:
+    """Refuse pip requirements that cannot be right, before an engine finds out in minutes.
+
+    Raises:
+        ConfigError: every such line.
+
+    """
+    if problems := reqs.check_pip(folder, spec):
+        raise ConfigError(problems)
 
 
 def arch_list(text: str) -> list[Arch]:
@@ -263,17 +277,41 @@ def _check_mirrors(settings: Settings, mistakes: _Mistakes) -> None:
             Problem("DEB_NEW", settings.deb_new, "DEB_OLD and DEB_NEW go together",
                     next_step="set both or neither")
         )  # fmt: skip
-    if settings.trusted_host and not any(
-        re.match(rf"http://([^/@]*@)?{re.escape(settings.trusted_host)}(:\d+)?(/|$)", url)
+    if not settings.trusted_host:
+        return
+    schemes = {
+        url.partition("://")[0]
         for url in (settings.index_url, settings.extra_index_url, settings.pytorch_index_url)
-    ):
+        if re.match(rf"https?://([^/@]*@)?{re.escape(settings.trusted_host)}(:\d+)?(/|$)", url)
+    }
+    if schemes != {"http"}:
         mistakes.append(
             Problem(
                 "TRUSTED_HOST",
                 settings.trusted_host,
-                "TLS checks are never turned off, and no http:// index has this host",
+                "TLS checks are never turned off, and "
+                + ("an https:// index has this host" if schemes else "no http:// index has it"),
+                allowed="the host of an http:// index, which has no TLS to check",
                 next_step="put the CA certificate of the host into the machine's own bundle "
                 "(update-ca-certificates); builds trust what the machine trusts",
+            )
+        )
+
+
+def _check_base_image(settings: Settings, mistakes: _Mistakes) -> None:
+    """Refuse a base that would be another one tomorrow."""
+    name = settings.base_image.rpartition("/")[2]
+    if not name or "@" in name:
+        return
+    tag = name.partition(":")[2]
+    if tag in {"", "latest"}:
+        mistakes.append(
+            Problem(
+                "BASE_IMAGE",
+                settings.base_image,
+                "names whatever is newest on the day of the build",
+                allowed="registry/name:tag with a tag that stays, or registry/name@sha256:…",
+                next_step="write the tag, or the digest, that you mean",
             )
         )
 

@@ -42,11 +42,14 @@ def build(
 ) -> None:
     """Build, check and deliver an image; print its digest reference."""
     from pipeline import build as building
-    from pipeline import publish
+    from pipeline import publish, validate
 
     settings, spec = _spec(flags, target)
     where = publish.destination(settings.registry, settings.image_name)
     outcome = None if force or pull else building.found(spec, where)
+    if outcome is None:
+        # Not before: it takes longer than all of a build with nothing to do.
+        validate.check_requirements(spec)
     if dry_run:
         _print_plan(spec, as_json=as_json)
         state = "is already in" if outcome else "would go to"
@@ -69,8 +72,10 @@ def plan(
 ) -> None:
     """Show what a build would do, and the image's variant and key."""
     from pipeline import plan as planning
+    from pipeline import validate
 
     _, spec = _spec(flags, target)
+    validate.check_requirements(spec)
     if mermaid:
         typer.echo(planning.mermaid(planning.plan(spec)))
     else:

@@ -33,7 +33,7 @@ def over(flags: dict[str, str]) -> None:
     from pipeline import settings
     from pipeline.host import user
 
-    service = settings.load(flags).settings.service
+    service = settings.load(flags).settings.service.replace("full", "train")
     _write(Path("docker-compose.override.yaml"), user.OVERRIDE.format(service=service))
 
 
@@ -45,7 +45,7 @@ def config(
     from pipeline import settings
 
     loaded = settings.load(flags)
-    values = {name: getattr(loaded.settings, name.lower()) for name in settings.NAMES}
+    values = {n: settings.shown(getattr(loaded.settings, n.lower())) for n in settings.NAMES}
     if as_json:
         content = {n: {"value": v, "origin": loaded.origins[n]} for n, v in values.items()}
         typer.echo(json.dumps(content))

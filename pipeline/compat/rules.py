@@ -80,6 +80,19 @@ def named_archs() -> Mapping[str, tuple[Arch, ...]]:
     return {row.name.lower(): row.archs for row in tables.names()}
 
 
+def known_python(version: str) -> Problem | None:
+    """Return the problem of a Python that neither a distribution nor a torch on record has."""
+    known = {row.python for row in distributions()}
+    for release in tables.torch().values():
+        known.update(release.pythons.stable, release.pythons.preview)
+    ordered = sorted(known, key=numbers)
+    if version in known:
+        return None
+    return _no_row(
+        "PYTHON_VERSION", version, "Python", ordered, "https://devguide.python.org/versions/"
+    )
+
+
 # What both ways of getting torch need
 
 

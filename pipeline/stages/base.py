@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from dagger import Container, File, Platform, dag
 
 from pipeline.spec import PLATFORM, BaseSpec, ImageSpec
@@ -28,7 +30,12 @@ def with_apt_mirror(base: Container, spec: BaseSpec) -> Container:
     """Return the base with DEB_OLD replaced by DEB_NEW in its apt sources, if that is asked."""
     if spec.apt_mirror is None:
         return base
-    return base.with_exec(["sh", "-ec", _MIRROR, "apt-mirror", *spec.apt_mirror])
+    old, new = spec.apt_mirror
+    pattern, replacement = (
+        re.sub(r"[][\\.*^$%]", r"\\\g<0>", old),
+        re.sub(r"[\\&%]", r"\\\g<0>", new),
+    )
+    return base.with_exec(["sh", "-ec", _MIRROR, "apt-mirror", pattern, replacement])
 
 
 def system(base: Container, spec: ImageSpec, uv_binary: File, inputs: Inputs) -> Container:

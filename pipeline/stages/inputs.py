@@ -23,9 +23,13 @@ class Network:
     extra_index: Secret | None = None
     torch_index: Secret | None = None
     """Where the wheels of torch are, if not where everything else is."""
+    trusted_host: str = ""
+    """The host of an index without TLS, which pip refuses to use unless it is named."""
 
     def for_packages(self, container: Container) -> Container:
         """Return the container with the indexes in the variables that pip and uv read."""
+        if self.trusted_host:
+            container = container.with_volatile_variable("PIP_TRUSTED_HOST", self.trusted_host)
         for secret, names in self._variables():
             for name in names:
                 container = container.with_secret_variable(name, secret)
@@ -40,6 +44,8 @@ class Network:
 
     def out_of(self, container: Container) -> Container:
         """Return the container without those variables."""
+        if self.trusted_host:
+            container = container.without_volatile_variable("PIP_TRUSTED_HOST")
         for _, names in self._variables():
             for name in names:
                 container = container.without_secret_variable(name)
@@ -70,6 +76,7 @@ def inputs(
     index_url: str = "",
     extra_index_url: str = "",
     torch_index_url: str = "",
+    trusted_host: str = "",
 ) -> Inputs:
     """Return the inputs of a build: of `folder`, the files read and nothing else are sent.
 
@@ -84,6 +91,7 @@ def inputs(
             index=_secret("index-url", index_url),
             extra_index=_secret("extra-index-url", extra_index_url),
             torch_index=_secret("torch-index-url", torch_index_url),
+            trusted_host=trusted_host,
         ),
     )
 

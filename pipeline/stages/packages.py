@@ -71,7 +71,7 @@ def uv(container: Container, binary: File, inputs: Inputs, args: Sequence[str]) 
         .with_mounted_cache(caches.UV, caches.uv())
         # uv trusts only the certificates it brings along until it is told otherwise, which a
         # mirror behind a private CA needs.
-        .with_exec([_UV, "--system-certs", "--color", "never", *args])
+        .with_exec([_UV, "--system-certs", "--cache-dir", caches.UV, "--color", "never", *args])
         .without_mount(_UV)
         .without_mount(caches.UV)
         .with_(inputs.network.out_of)

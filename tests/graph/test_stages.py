@@ -245,11 +245,11 @@ def test_a_base_is_pulled_for_one_platform_with_nothing_in_between(built: Built)
 
 
 def test_an_apt_mirror_is_replaced_only_where_it_is_asked_for() -> None:
-    plain, mirrored = spec(), spec(deb_old="http://deb.debian.org", deb_new="http://mirror")
+    plain, mirrored = spec(), spec(deb_old="http://old.example", deb_new="http://mirror.example")
     bottom = base.base_from_registry(plain.base.image)
     assert base.with_apt_mirror(bottom, plain.base) is bottom
     (command,) = execs(base.with_apt_mirror(bottom, mirrored.base))
-    assert command[-2:] == ["http://deb.debian.org", "http://mirror"]
+    assert command[-2:] == [r"http://old\.example", "http://mirror.example"]
 
 
 # The plan

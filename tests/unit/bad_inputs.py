@@ -136,7 +136,7 @@ TABLE: tuple[Bad, ...] = (
         ("TRUSTED_HOST='host'", "TLS checks are never turned off", "update-ca-certificates")),
     Bad("trust in part of a host's name",
         "plan --index-url http://host.evil/simple --trusted-host host",
-        ("TRUSTED_HOST='host'", "no http:// index has this host", "update-ca-certificates")),
+        ("TRUSTED_HOST='host'", "no http:// index has it", "update-ca-certificates")),
     flag("registry", "https://ghcr.io/me", "it has no scheme", "ghcr.io/team"),
     flag("registry", "ghcr.io/Me", "lower case", "ghcr.io/team"),
     flag("image-name", "cresset:", "not an image name", "cresset:my-tag"),

@@ -54,7 +54,7 @@ def covered(version: str, of_cuda: str, wanted: str) -> tuple[Problem, ...]:
     return rules.check_coverage(torch(version), wheel(version, of_cuda), arches(wanted))
 
 
-def source(  # noqa: PLR0917 - as check_source
+def source(
     version: str,
     of_cuda: str,
     wanted: str = "8.0",

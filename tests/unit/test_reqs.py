@@ -8,7 +8,7 @@ import pytest
 
 from pipeline import reqs
 from pipeline.spec import ReqsFile
-from tests.unit.specs import spec_in
+from tests.unit.specs import spec, spec_in
 
 
 @pytest.fixture
@@ -117,6 +117,7 @@ def test_a_link_that_leads_outside_is_outside(folder: Path) -> None:
         "torch",
         "torch==2.15.0",
         "torch>=2",
+        "torch==1; python_version < '3'",
         "einops==0.8.0 --hash=sha256:00",
         "einops==0.8.0 \\\n    --hash=sha256:00 \\\n    --hash=sha256:11",
         "uvicorn[standard]>=0.1; python_version > '3.8'  # why",
@@ -129,4 +130,4 @@ def test_a_link_that_leads_outside_is_outside(folder: Path) -> None:
 def test_a_pip_line_that_is_let_be(line: str, folder: Path) -> None:
     pip(folder, line)
     file = ReqsFile(name=reqs.PIP_TRAIN, sha256="")
-    assert reqs.check_pip(folder, (file,), {"torch": "2.15.0"}) == []
+    assert reqs.check_pip(folder, spec().model_copy(update={"pip": (file,)})) == []
