@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import os
 import socket
+import ssl
 import subprocess
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 _READY_SECONDS = 20.0
@@ -51,6 +58,14 @@ def free_port() -> int:
         return port
 
 
+def own_address() -> str:
+    """Return the address of this machine that containers reach: its loopback is not theirs."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:
+        route.connect(("198.51.100.1", 9))  # sends nothing
+        address: str = route.getsockname()[0]
+        return address
+
+
 def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + _READY_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
@@ -63,3 +78,104 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> 
             time.sleep(0.05)
     msg = f"docker-registry does not answer:\n{log.read_text()}"
     raise RuntimeError(msg)
+
+
+class Quiet(BaseHTTPRequestHandler):
+    """A handler that prints nothing, and answers in one call."""
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+        """Keep the server's lines out of the tests' output."""
+
+    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that a test has killed are no news."""
+
+
+@contextlib.contextmanager
+def serving(
+    handler: type[BaseHTTPRequestHandler], host: str = "127.0.0.1", *, pem: Path | None = None
+) -> Iterator[str]:
+    """Serve HTTP, or HTTPS by a key and certificate, on a port of `host`; yield ``host:port``."""
+    with _Server((host, 0), handler) as server:
+        if pem:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(pem)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1})
+        thread.start()
+        try:
+            yield f"{host}:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@dataclass
+class Index:
+    """A package index with a few wheels of its own; what it lacks, it redirects to PyPI for.
+
+    With `open` cleared it keeps whoever downloads a wheel waiting, and says so by `asked`.
+    """
+
+    wheels: dict[str, Path] = field(default_factory=dict)
+    login: str = ""
+    host: str = ""
+    asked: threading.Event = field(default_factory=threading.Event)
+    open: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def url(self) -> str:
+        """The URL for INDEX_URL, with the login in it."""
+        return f"http://{self.login}{'@' if self.login else ''}{self.host}/simple"
+
+    def add(self, wheel: Path) -> None:
+        """Serve `wheel`."""
+        self.wheels[wheel.name.partition("-")[0].replace("_", "-")] = wheel
+
+
+@contextlib.contextmanager
+def package_index(login: str = "") -> Iterator[Index]:
+    """Serve an :class:`Index` where containers reach it."""
+    index = Index(login=login)
+    index.open.set()
+    basic = f"Basic {base64.b64encode(login.encode()).decode()}"
+    upstream = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple").rstrip("/")
+
+    class Handler(Quiet):
+        def do_GET(self) -> None:
+            kind, _, name = self.path.strip("/").partition("/")
+            if login and self.headers.get("Authorization") != basic:
+                self.answer(401, WWW_Authenticate='Basic realm="tests"')
+            elif kind == "files":
+                index.asked.set()
+                index.open.wait()
+                self.answer(
+                    200, index.wheels[name.partition("-")[0].replace("_", "-")].read_bytes()
+                )
+            elif wheel := index.wheels.get(name):
+                digest = sha256(wheel.read_bytes()).hexdigest()
+                link = f'<a href="/files/{wheel.name}#sha256={digest}">{wheel.name}</a>'
+                self.answer(200, link.encode(), Content_Type="text/html")
+            else:
+                self.answer(302, Location=f"{upstream}/{name}/")
+
+        do_HEAD = do_GET
+
+    with serving(Handler, own_address()) as index.host:
+        try:
+            yield index
+        finally:
+            index.open.set()

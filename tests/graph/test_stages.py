@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import reqs
+from pipeline import caches, reqs
 from pipeline.plan import plan
 from pipeline.spec import ImageSpec
 from pipeline.stages import base, inputs, targets, verify
@@ -145,7 +145,7 @@ def test_every_cache_is_mounted_where_it_is_used(built: Built) -> None:
         if "apt-get" in said(command):
             assert {"/var/cache/apt", "/var/lib/apt/lists"} <= there
         if command[0].endswith("/uv"):
-            assert {"/root/.cache/uv", command[0]} <= there
+            assert {caches.UV, command[0]} <= there
 
 
 def test_the_indexes_are_there_for_each_install_and_gone_after(built: Built) -> None:

@@ -65,7 +65,7 @@ WRONG: dict[str, tuple[Any, list[str]]] = {
     "compilers": (["/usr/bin/gcc"], ["compilers='/usr/bin/gcc'", "devel"]),
     "apt_lists": (["/var/lib/apt/lists/Packages"], ["apt_lists", "Packages"]),
     "apt_archives": (["/var/cache/apt/archives/git.deb"], ["apt_archives", "git.deb"]),
-    "caches": (["/root/.cache/uv"], ["caches='/root/.cache/uv'"]),
+    "caches": (["/home/me/.cache/uv"], ["caches='/home/me/.cache/uv'"]),
     "build_leftovers": (["/mnt/wheels"], ["build_leftovers='/mnt/wheels'"]),
     "preload_errors": (["ld.so: cannot be preloaded"], ["preload_errors", "cannot be preloaded"]),
     "homes": ([HOME | {"uid": 0}], ["home='/home/me'", "owned by root"]),
@@ -98,7 +98,7 @@ def test_every_kind_of_fact_can_fail() -> None:
 
 
 def test_several_wrong_facts_are_all_named() -> None:
-    assert len(problems(python="3.12", caches=["/root/.cache/pip"], torch__mkl=False)) == 3
+    assert len(problems(python="3.12", caches=["/home/me/.cache/pip"], torch__mkl=False)) == 3
 
 
 def test_a_home_that_everyone_writes_to_is_named_and_a_users_own_is_not() -> None:
