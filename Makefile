@@ -26,7 +26,8 @@ build-only: $(READY)  ## The same, starting no container.
 	@$(CRESSET) build-only
 test: $(TESTABLE)  ## Lint, type-check and test, on the real engine too.
 	@.venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy && .venv/bin/pytest -m "not slow"
-test-slow: $(TESTABLE)  ## The tests that take longer, or need a Docker daemon.
+test-slow: $(TESTABLE)  ## The tests that take longer, with a Docker daemon of their own.
+	@command -v dockerd >/dev/null || apt-get install -q -y --no-install-recommends docker.io
 	@.venv/bin/pytest -m slow
 lint: $(READY)  ## Lint and type-check.
 	@.venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy
@@ -38,8 +39,8 @@ docs: $(READY)  ## Renew the generated parts of the README.
 	@.venv/bin/python -m tests.readme
 lock: $(READY)  ## Renew requirements.lock.
 	@.venv/bin/uv pip compile --quiet --upgrade --generate-hashes --extra dev --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
-clean: $(READY)  ## Stop the local engine and remove dist/ and .venv.
-	@$(CRESSET) engine stop && rm -rf dist .venv
+clean:  ## Remove dist/ and .venv; the local engine serves other checkouts too and stays.
+	@rm -rf dist .venv
 
 # pip checks every hash, since the lock has one for each package; as root it also gets what the
 # local engine needs from apt, which nothing else installs.
@@ -47,7 +48,7 @@ $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -m venv .venv
 	@.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
 	@.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@if [ "$$(id -u)" = 0 ]; then $(CRESSET) engine requirements --install; fi
+	@if [ "$$(id -u)" = 0 ]; then $(CRESSET) engine requirements --install >&2; fi
 	@touch $@
 
 # The tests publish to a real registry, which they start themselves.

@@ -16,6 +16,10 @@ def main() -> None:
     except CressetError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        # A folder that can't be written, a disk that is full: named by the system itself.
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

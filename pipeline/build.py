@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import reqs
-from pipeline.errors import BuildError, VerifyError
+from pipeline.errors import BuildError, ConfigError, Problem, VerifyError, interruptible
 from pipeline.plan import plan
 from pipeline.publish import KEY_LABEL, Delivered, Destination
 from pipeline.settings import Settings
@@ -18,7 +19,9 @@ from pipeline.spec import BaseSpec, ImageSpec
 if TYPE_CHECKING:
     from dagger import Container
 
+    from pipeline.engine.select import Choice
     from pipeline.report import Report
+    from pipeline.stages.inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -55,46 +58,50 @@ def found(spec: ImageSpec, where: Destination) -> Outcome | None:
     return Outcome(delivered, spec, seconds={}, cached=[step.name for step in plan(spec)])
 
 
-async def build(
+def build(
     spec: ImageSpec, settings: Settings, where: Destination, *, refresh_base: bool = False
 ) -> Outcome:
     """Build, check and deliver the image; return where it is and what it took.
 
     Raises:
+        ConfigError: the base or the requirements are not what the settings say.
         EngineError: no engine, or it was lost.
         BuildError: a stage failed.
         VerifyError: the image is not what the spec says; nothing was delivered.
         PublishError: it could not be delivered.
+        Interrupted: Ctrl-C.
 
     """
-    from pipeline.report import reporting  # noqa: PLC0415 - draws by rich, which takes a while
+    # Imported here: they bring rich and the SDK, which take longer than a build with nothing to do.
+    from pipeline.engine import select  # noqa: PLC0415
+    from pipeline.report import reporting  # noqa: PLC0415
 
     steps = [step.name for step in plan(spec)]
-    with reporting("build", ["engine", *steps]) as report:
-        return await _run(spec, settings, where, report, refresh_base=refresh_base)
+    with interruptible(), reporting("build", ["engine", *steps]) as report:
+        # Outside the event loop, which would hold Ctrl-C back until an engine is compiled.
+        with report.stage("engine", in_engine=False):
+            choice = select.choose(settings.engine, report.say)
+            report.note(f"engine: {choice.kind} ({choice.reason})")
+        from pipeline.engine import session  # noqa: PLC0415
+
+        return session.run(_run(spec, settings, where, choice, report, refresh_base=refresh_base))
 
 
 async def _run(
     spec: ImageSpec,
     settings: Settings,
     where: Destination,
+    choice: Choice,
     report: Report,
     *,
     refresh_base: bool,
 ) -> Outcome:
-    # Imported here: they bring the SDK, which takes longer than a build with nothing to do.
-    from pipeline.engine import select, session, telemetry  # noqa: PLC0415
+    from pipeline.engine import session, telemetry  # noqa: PLC0415 - as in build
     from pipeline.stages import inputs, targets, verify  # noqa: PLC0415
 
-    with report.stage("engine", in_engine=False):
-        choice = select.choose(settings.engine, report.say)
-        report.note(f"engine: {choice.kind} ({choice.reason})")
     watcher = telemetry.Watcher(output=report.output, ran=report.ran)
-    with telemetry.receiver(watcher):
+    with telemetry.receiver(watcher) as report.watched:
         async with session.session(choice, report.stream):
-            with report.stage("base"), session.translated():
-                base, origin = await _base(spec.base, settings, report, refresh=refresh_base)
-                report.note(f"base: {origin}")
             given = inputs.inputs(
                 reqs.FOLDER,
                 [file.name for file in spec.pip],
@@ -103,6 +110,11 @@ async def _run(
                 torch_index_url=_torch_index(spec, settings),
                 trusted_host=settings.trusted_host,
             )
+            with report.stage("base"), session.translated():
+                given = await _sent(given, spec)
+                base, origin = await _base(spec.base, settings, report, refresh=refresh_base)
+                await _check_release(base, spec.base)
+                report.note(f"base: {origin}")
             made: Any = base
             for name, lazy in targets.stages(spec, base, given, _labels(spec, origin)).items():
                 with report.stage(name), session.translated():
@@ -115,6 +127,24 @@ async def _run(
             with report.stage("deliver", in_engine=False), session.translated():
                 delivered = await where.deliver(image, spec)
     return Outcome(delivered, spec, report.seconds(), report.cached(), choice.kind, origin)
+
+
+async def _sent(given: Inputs, spec: ImageSpec) -> Inputs:
+    """Send the requirements now, and refuse what was edited since the key was made of them."""
+    sent = dataclasses.replace(given, pip_train=await given.pip_train.sync())
+    now, _ = reqs.pip_files(reqs.FOLDER, reqs.PIP_TRAIN)
+    if tuple(now) != spec.pip:
+        raise ConfigError(
+            [
+                Problem(
+                    str(reqs.FOLDER / reqs.PIP_TRAIN),
+                    "",
+                    "it, or a file it includes, was edited while the build began",
+                    next_step="run the same command again",
+                )
+            ]
+        )
+    return sent
 
 
 async def _base(
@@ -144,9 +174,28 @@ async def _base(
     archive = Path(settings.base_archive)
     if spec.source != "archive":
         archive = await to_thread.run_sync(lambda: base_archive(spec, report.say, refresh=refresh))
-    base = stage.with_apt_mirror(stage.base_from_archive(str(archive)), spec)
-    made_by = "archive" if spec.source == "archive" else "bootstrap"
-    return await base.sync(), f"{made_by} {archive.name}@sha256:{_sha256(archive)}"
+    origin = f"{'archive' if spec.source == 'archive' else 'bootstrap'} {archive.name}"
+    origin = f"{origin}@sha256:{_sha256(archive)}"
+    return await stage.with_apt_mirror(stage.base_from_archive(str(archive)), spec).sync(), origin
+
+
+async def _check_release(base: Container, spec: BaseSpec) -> None:
+    """Refuse a base of another release than the one all else was chosen for."""
+    release = await base.file("/etc/os-release").contents()
+    if f"VERSION_CODENAME={spec.codename}" in release.replace('"', ""):
+        return
+    name = next((line for line in release.splitlines() if line.startswith("PRETTY_NAME")), "")
+    raise ConfigError(
+        [
+            Problem(
+                "BASE_IMAGE",
+                spec.image,
+                f"holds {name.partition('=')[2] or 'no known distribution'}",
+                allowed=f"{spec.distribution} {spec.version} ({spec.codename})",
+                next_step="set LINUX_DISTRO and DISTRO_VERSION to what it holds",
+            )
+        ]
+    )
 
 
 def _sha256(file: Path) -> str:

@@ -6,7 +6,8 @@ with :attr:`CressetError.exit_code`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -141,3 +142,15 @@ class Interrupted(CressetError):
     """Ctrl-C; the exit code is the one shells give it (128 + SIGINT)."""
 
     exit_code = 130
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Turn Ctrl-C into an end that says what is left and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "stopped; what is finished stays in the engine's cache",
+            next_step="run the same command again to go on",
+        ) from None

@@ -36,7 +36,7 @@ def plan(spec: ImageSpec) -> tuple[Step, ...]:
         torch = f"torch {spec.torch.version} and torchvision {spec.torch.vision}"
         steps += [
             Step("wheels", f"wheels for CUDA {spec.torch.cuda}", ("installer",)),
-            Step("torch", torch, ("system", "wheels")),
+            Step("torch", torch, ("system", "installer", "wheels")),
         ]
         below_apt = "torch"
     return (

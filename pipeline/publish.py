@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pipeline import tags
 from pipeline.errors import PublishError
+from pipeline.host import ca
 from pipeline.spec import ImageSpec
 
 if TYPE_CHECKING:
@@ -76,7 +79,12 @@ class Registry:
         return f"the registry, as {self.repository}"
 
     def find(self, spec: ImageSpec) -> Delivered | None:
-        return self._manifest(tags.key_tag(spec), spec)
+        # Another image may have taken a readable tag since, and then there is something to do.
+        *readable, key = tags.tags(spec, self.image_name)
+        found = self._manifest(key, spec)
+        if found is None or any(self._manifest(tag, spec) != found for tag in readable):
+            return None
+        return found
 
     async def deliver(self, image: Container, spec: ImageSpec) -> Delivered:
         import dagger  # noqa: PLC0415 - most of a second, and only a real delivery needs it
@@ -88,11 +96,11 @@ class Registry:
                 )
         except dagger.QueryError as error:
             raise _refused(self.repository, str(error)) from error
-        delivered = self._manifest(tags.key_tag(spec), spec)
+        delivered = self.find(spec)
         if delivered is None:
             raise PublishError(
-                f"{self.repository} took the image and does not have it",
-                why="the registry answered the push with success and the pull with 404",
+                f"{self.repository} took the image and does not have it under all its tags",
+                why="the registry answered every push with success, and now answers otherwise",
                 next_step="look into the registry's log and storage",
             )
         return delivered
@@ -119,12 +127,20 @@ class Registry:
                 why=response.text[:200],
                 next_step="try again, or look into the registry's log",
             )
-        manifest = response.json()
-        digest = response.headers["Docker-Content-Digest"]
+        try:
+            manifest = response.json()
+            digest = response.headers["Docker-Content-Digest"]
+            size = sum(blob["size"] for blob in [manifest["config"], *manifest["layers"]])
+        except (ValueError, LookupError, TypeError) as error:
+            raise PublishError(
+                f"{host} is not a registry, or something before it answers in its place",
+                why=f"it was asked for a manifest and says {response.text[:200]!r}",
+                next_step="check REGISTRY, and the machine's proxies",
+            ) from error
         return Delivered(
             ref=f"{self.repository}:{spec.variant}@{digest}",
             digest=digest,
-            size=sum(layer["size"] for layer in [manifest["config"], *manifest["layers"]]),
+            size=size,
             next_step=f"docker pull {self.repository}:{spec.variant}",
         )
 
@@ -138,8 +154,14 @@ def _get(host: str, path: str, tag: str) -> Any:  # noqa: ANN401 - requests' Res
     setup_logger(quiet=True)
     # Loopback registries speak plain HTTP, by the rule that Docker and the engine keep too.
     plain = host.partition(":")[0] in {"localhost", "127.0.0.1"}
+    hub = host in {"docker.io", "index.docker.io"}
+    host = "registry-1.docker.io" if hub else host
     client = Client(host, insecure=plain)
+    client.auth._auth_config = _logins()  # its own reading knows no DOCKER_CONFIG
     client.auth.load_configs(Reference(f"{host}/{path}:{tag}"))
+    if hub:
+        client.auth._load_auth("https://index.docker.io/v1/")  # the name `docker login` keeps
+    client.session.verify = ca.bundle()
     url = f"{client.prefix}://{host}/v2/{path}/manifests/{tag}"
     headers = {"Accept": ", ".join(_MANIFESTS)}
     response = client.session.get(url, headers=headers, timeout=_REGISTRY_SECONDS)
@@ -153,10 +175,20 @@ def _get(host: str, path: str, tag: str) -> Any:  # noqa: ANN401 - requests' Res
     return client.session.get(url, headers=headers, timeout=_REGISTRY_SECONDS)
 
 
+def _logins() -> dict[str, Any]:
+    """Return the logins and their helpers that ``docker login`` left behind."""
+    folder = os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker"
+    content: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads(Path(folder, "config.json").read_text())
+    empty: dict[str, Any] = {"auths": {}, "credHelpers": {}, "credsStore": None}
+    return empty | {name: content[name] for name in empty if content.get(name)}
+
+
 def _refused(repository: str, why: str) -> PublishError:
     host = repository.partition("/")[0]
     step = "check the registry's log and free space"
-    if any(sign in why.lower() for sign in ("401", "403", "unauthorized", "denied", "forbidden")):
+    if re.search(r"\b(401|403|unauthorized|denied|forbidden)\b", why.lower()):
         step = f"log in with `docker login {host}` as somebody who may push there"
     return PublishError(f"{repository} refuses the image", why=why, next_step=step)
 
@@ -183,10 +215,14 @@ class Docker:
         return _docker("version", "--format", "{{.Server.Version}}") is not None
 
     def find(self, spec: ImageSpec) -> Delivered | None:
-        shown = _docker("image", "inspect", f"{self.repository}:{tags.key_tag(spec)}")
+        names = [f"{self.repository}:{tag}" for tag in tags.tags(spec, self.image_name)]
+        shown = _docker("image", "inspect", *names)
         if shown is None:
             return None
-        image = json.loads(shown)[0]
+        image, *others = json.loads(shown)
+        # Another image may have taken a readable tag since, and then there is something to do.
+        if any(other["Id"] != image["Id"] for other in others):
+            return None
         return Delivered(
             ref=f"{self.repository}:{spec.variant}@{image['Id']}",
             digest=image["Id"],
@@ -219,7 +255,11 @@ class Docker:
             _docker("tag", names[0], name)
         delivered = self.find(spec)
         if delivered is None:
-            raise PublishError("Docker took the image and does not have it")
+            raise PublishError(
+                "Docker took the image and does not have it under all its tags",
+                why="it may be out of disk space, or too busy to answer",
+                next_step="look at `docker image ls` and the daemon's log, and run it again",
+            )
         return delivered
 
 
@@ -293,11 +333,13 @@ class Archive:
 @contextlib.contextmanager
 def _half_written(path: Path) -> Iterator[Path]:
     """Yield a name beside `path` to write to; what is left under it afterwards goes."""
-    part = path.with_name(f".{path.name}.part")
+    # By process: two builds may write the same archive at once.
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def _read_archive(path: Path) -> tuple[str, dict[str, str]]:

@@ -137,6 +137,8 @@ class Report:
     view: View
     stream: TextIO
     """The log, for programs that write into it themselves."""
+    watched: bool = False
+    """Whether the engine tells what it does; without that, nothing is said to be cached."""
     _current: Stage | None = None
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -155,7 +157,8 @@ class Report:
         state = State.FAILED
         try:
             yield
-            state = State.CACHED if in_engine and not stage.worked else State.DONE
+            known = in_engine and self.watched
+            state = State.CACHED if known and not stage.worked else State.DONE
         except CressetError as error:
             error.stage, error.log = name, self.log
             raise

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from pipeline.errors import Problem
+from pipeline.settings import shown
 from pipeline.spec import ImageSpec, ReqsFile
 
 FOLDER = Path("reqs")
@@ -41,6 +42,8 @@ def apt_packages(text: str, *, python: str, file: str) -> tuple[list[str], list[
         match = _APT.fullmatch(requirement)
         if match is None:
             why = "not an apt requirement"
+        elif requirement.endswith("-"):
+            why = "apt-get reads a - at the end as: remove this package"
         elif marker and (why := _marker_error(marker, python)):
             pass
         else:
@@ -101,21 +104,24 @@ def pip_files(folder: Path, name: str) -> tuple[list[ReqsFile], list[Problem]]:
             continue
         files[current] = ReqsFile(name=current, sha256=hashlib.sha256(content).hexdigest())
         waiting += [
-            (_beside(current, found), f"{path}:{number}")
+            (found, f"{path}:{number}")
             for number, line in enumerate(text.splitlines(), 1)
-            if (found := _named_file(line.strip()))
+            if (found := _named_file(line.strip(), current))
         ]
     return list(files.values()), problems
 
 
-def _named_file(line: str) -> str:
+def _named_file(line: str, includer: str) -> str:
+    """Return the file of the folder that a line names, as uv takes it, which runs in the folder.
+
+    Only requirements files are named from the file that includes them.
+    """
     match = _INCLUDE.match(line) or _LOCAL.match(line)
     file = match["file"] if match else ""
-    return "" if file.startswith(("http://", "https://")) else file.removeprefix("file:")
-
-
-def _beside(includer: str, file: str) -> str:
-    return str(Path(includer).parent / file)
+    if not file or file.startswith(("http://", "https://")):
+        return ""
+    included = _INCLUDE.match(line) and not line.startswith(("-e", "--editable"))
+    return str(Path(includer).parent / file) if included else file.removeprefix("file:")
 
 
 def _outside(where: str, file: str, folder: Path) -> Problem:
@@ -154,8 +160,9 @@ def check_pip(folder: Path, spec: ImageSpec) -> list[Problem]:
             try:
                 requirement = Requirement(re.split(r"\s--hash", content, maxsplit=1)[0])
             except InvalidRequirement as error:
-                why = f"not a pip requirement: {str(error).splitlines()[0]}"
-                problems.append(Problem(where, content, why, allowed="as pip: name==1.2, name>=1"))
+                why = f"not a pip requirement: {shown(str(error).splitlines()[0])}"
+                form = "as pip: name==1.2, name>=1"
+                problems.append(Problem(where, shown(content), why, allowed=form))
                 continue
             if requirement.marker and not _holds(str(requirement.marker), spec.python):
                 continue
@@ -164,7 +171,7 @@ def check_pip(folder: Path, spec: ImageSpec) -> list[Problem]:
                 problems.append(
                     Problem(
                         where,
-                        content,
+                        shown(content),
                         f"contradicts the {requirement.name} {version} that the settings choose",
                         next_step="take the line out and set PYTORCH_VERSION_TAG or "
                         "TORCHVISION_VERSION_TAG instead",

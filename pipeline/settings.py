@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from pipeline.errors import ConfigError, Problem
+from pipeline.errors import Problem
 
 ENV_FILE = Path(".env")
 
@@ -76,21 +76,50 @@ def _nearest(name: str, known: object) -> str:
 _VERSION = _matching(r"\d+(\.\d+){1,3}", "not a version number")
 _TAG = _matching(r"[A-Za-z0-9][\w./+-]*", "not a git tag, branch or commit")
 _URL = _matching(r"https?://[^\s/]+(/\S*)?", "not an http or https URL")
+# What is written here ends in the image, where everybody who pulls it can read it.
+_NO_USERINFO = _matching(
+    r"[^@]*",
+    "a user or password in it would end in the image's apt sources, for all to read; the place "
+    "for them is apt's own auth.conf",
+)
+_NO_TLS = _matching(
+    r"(?!https:).*",
+    "a plain base has no CA certificates yet when it first reads its sources, so its first update "
+    "would fail; apt checks signatures whatever the transport",
+)
 _NUMBER = _matching(r"\d{1,10}", "not a number")
 _NAME = _matching(r"[A-Za-z_][\w.-]*", "not a user or group name")
 _PATH = _matching(r"/\S*", "not an absolute path")
+# Docker's rule of names (distribution's reference package): words of letters and digits, between
+# them one dot, one or two underscores or any number of dashes, and between parts of a path one /.
+_PART = r"[a-z0-9]+((\.|_{1,2}|-+)[a-z0-9]+)*"
+_REPOSITORY = rf"{_PART}(/{_PART})*"
+_HOST = r"[A-Za-z0-9][A-Za-z0-9.-]*(:\d{1,5})?"
+_DOCKER_TAG = r"(:[A-Za-z0-9_][\w.-]{0,127})?"
 _REGISTRY = _matching(
-    r"[A-Za-z0-9][A-Za-z0-9.-]*(:\d{1,5})?(/[a-z0-9]+([._/-]+[a-z0-9]+)*)?",
+    rf"{_HOST}(/{_REPOSITORY})?",
     "not a registry; it has no scheme and an optional path in lower case",
 )
+# Upper case is let in: it is made lower.
 _IMAGE_NAME = _matching(
-    r"[A-Za-z0-9]+([._/-]+[A-Za-z0-9]+)*(:[A-Za-z0-9_][\w.-]{0,127})?", "not an image name"
+    rf"(?i:{_REPOSITORY}){_DOCKER_TAG}",
+    "not an image name: between letters and digits one . or one or two _ or any number of -, "
+    "between parts one /",
 )
 _REFERENCE = _matching(
-    r"([A-Za-z0-9][A-Za-z0-9.-]*(:\d{1,5})?/)?[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*"
-    r"(:[A-Za-z0-9_][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?",
-    "not an image reference",
+    rf"({_HOST}/)?{_REPOSITORY}{_DOCKER_TAG}(@sha256:[0-9a-f]{{64}})?", "not an image reference"
 )
+
+
+def _port(address: str) -> str:
+    port = re.match(r"[^/:]+:(\d+)(/|$)", address)
+    if port and int(port[1]) > _LAST_PORT:
+        raise ValueError(f"ports end at {_LAST_PORT}")
+    return address
+
+
+_LAST_PORT = 65535
+_PORT = AfterValidator(_port)
 
 IMAGE, BASE, MIRRORS, DELIVERY, ENGINE, START = (
     "Image", "Base", "Mirrors", "Delivery", "Engine", "Container start",
@@ -187,14 +216,14 @@ class Settings(BaseModel):
         "", "Index of PyTorch wheels for a CUDA version that PyPI does not carry. Empty: "
         "PyTorch's own.", group=MIRRORS, allowed="https://host/whl/cu126",
     )  # fmt: skip
-    deb_old: Annotated[str, _URL] = setting(
+    deb_old: Annotated[str, _URL, _NO_USERINFO] = setting(
         "", "Text to replace in the apt sources.", group=MIRRORS, allowed="http://host"
     )
-    deb_new: Annotated[str, _URL] = setting(
+    deb_new: Annotated[str, _URL, _NO_USERINFO, _NO_TLS] = setting(
         "", "What to put in its place.", group=MIRRORS, allowed="http://host"
     )
 
-    registry: Annotated[str, _REGISTRY] = setting(
+    registry: Annotated[str, _REGISTRY, _PORT] = setting(
         "", "Registry to publish to. Empty: into Docker if it answers, else a file in dist/.",
         group=DELIVERY, allowed="ghcr.io/team or localhost:5000",
     )  # fmt: skip
@@ -258,6 +287,14 @@ RETIRED: Mapping[str, str] = {
 }
 """Variables of the original that no longer do anything, and what does it now."""
 
+_ADDRESSES = {
+    "BASE_IMAGE", "DEB_NEW", "DEB_OLD", "EXTRA_INDEX_URL", "INDEX_URL", "PYTORCH_INDEX_URL",
+    "REGISTRY", "TRUSTED_HOST",
+}  # fmt: skip
+
+HIDDEN = "***"
+"""What stands in a message in place of something that may be a secret."""
+
 _COMPOSE_OWN = re.compile(r"(COMPOSE|DOCKER|NVIDIA|DAGGER|_EXPERIMENTAL_DAGGER)_\w+")
 """Keys of ``.env`` that belong to the programs which read the same file."""
 
@@ -269,6 +306,8 @@ class Loaded:
     settings: Settings
     origins: Mapping[str, Origin]
     notes: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    """Mistakes; the settings hold the default in place of each wrong value."""
 
 
 def load(
@@ -279,11 +318,8 @@ def load(
 ) -> Loaded:
     """Return the settings by precedence flag > shell > ``.env`` > default.
 
-    An empty value counts as not set, as in Compose's ``${NAME:-default}``.
-
-    Raises:
-        ConfigError: unknown keys of the file and invalid values, all of them at once.
-
+    An empty value counts as not set, as in Compose's ``${NAME:-default}``. Mistakes are collected
+    and not raised, so that the user hears of them together with what is only found later.
     """
     in_file, problems, notes = _read_env_file(env_file)
     layers = (
@@ -301,14 +337,27 @@ def load(
         origins[name] = origin
         if value:
             values[name.lower()] = value
+    settings, wrong = _valid(values, origins)
+    return Loaded(settings, origins, tuple(notes), (*problems, *wrong))
+
+
+def _valid(
+    values: Mapping[str, str], origins: Mapping[str, Origin]
+) -> tuple[Settings, list[Problem]]:
+    """Return the settings that are right, every other at its default, and what is wrong."""
     try:
-        settings = Settings.model_validate(values)
+        return Settings.model_validate(values), []
     except ValidationError as error:
-        wrong = [_problem(detail, origins) for detail in error.errors()]
-        raise ConfigError([*problems, *wrong]) from None
-    if problems:
-        raise ConfigError(problems)
-    return Loaded(settings, origins, tuple(notes))
+        details = error.errors()
+    names = {str(detail["loc"][0]) for detail in details}
+    right = {name: value for name, value in values.items() if name not in names}
+    return Settings.model_validate(right), [_problem(detail, origins) for detail in details]
+
+
+def refusal(name: str, value: str) -> Problem | None:
+    """Return the problem of a value that a setting would not take."""
+    _, wrong = _valid({name.lower(): value}, {name: Origin.FILE})
+    return next(iter(wrong), None)
 
 
 def _with_aliases(values: Mapping[str, str]) -> dict[str, str]:
@@ -343,8 +392,8 @@ def _read_env_file(path: Path) -> tuple[dict[str, str], list[Problem], list[str]
             line = binding.original.line + text[: -len(text.lstrip())].count("\n")
             form = "NAME=value, with an optional # comment"
             where = f"{path}:{line}"
-            problems.append(Problem(where, text.strip(), "not a setting", allowed=form))
-    for key, value in read.items():
+            problems.append(Problem(where, _name_only(text.strip()), "not a setting", allowed=form))
+    for key in read:
         if key in NAMES or key in ALIASES or _COMPOSE_OWN.fullmatch(key):
             continue
         if key in RETIRED:
@@ -356,7 +405,7 @@ def _read_env_file(path: Path) -> tuple[dict[str, str], list[Problem], list[str]
             problems.append(
                 Problem(
                     key,
-                    value,
+                    HIDDEN,
                     f"{path} has a variable that Cresset does not know",
                     next_step=f"did you mean {nearest[0]}?" if nearest else "take the line out",
                 )
@@ -377,9 +426,26 @@ def group_of(field: FieldInfo) -> str:
     return str(cast("dict[str, str]", field.json_schema_extra)["group"])
 
 
-def shown(value: str) -> str:
-    """Return a value as it may be printed: without the password that a URL can hold."""
-    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", value)
+def shown(value: str, name: str = "") -> str:
+    """Return a value as it may be printed: without the user and password that a URL can hold.
+
+    A user alone can be a token, and a password can hold any character, so all goes up to the last
+    ``@``. With the `name` of a setting that is an address this holds without a scheme too.
+    """
+    if name in _ADDRESSES:
+        # But not the name of an image before its digest.
+        return re.sub(r"^(\w*://)?.*@(?!sha256:)", rf"\1{HIDDEN}@", value, flags=re.DOTALL)
+    return re.sub(r"://\S*@", f"://{HIDDEN}@", value)
+
+
+def _name_only(line: str) -> str:
+    """Return a line of the file as it may be printed: any value in it may be a secret."""
+    match = re.match(r"(?:export\s+)?['\"]?([A-Za-z_]\w*)['\"]?\s*(=?)", line)
+    # Without an equals sign a word may be anything, such as the second half of a secret.
+    if match is None or not (match[2] or match[1] in NAMES or match[1] in ALIASES):
+        return HIDDEN
+    rest = line[match.end() :].strip()
+    return match[0].rstrip() + (HIDDEN if rest else "")
 
 
 def _problem(detail: Any, origins: Mapping[str, Origin]) -> Problem:  # noqa: ANN401 - pydantic's ErrorDetails
@@ -390,7 +456,7 @@ def _problem(detail: Any, origins: Mapping[str, Origin]) -> Problem:  # noqa: AN
         why = "not one of the choices" + _nearest(value, NAMES[name].annotation.__args__)  # type: ignore[union-attr]
     return Problem(
         name,
-        shown(value),
+        shown(value, name),
         f"{why} (from {'the ' if origins[name] is Origin.SHELL else ''}{origins[name]})",
         allowed=allowed_values(NAMES[name]),
     )

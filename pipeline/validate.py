@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -14,14 +14,26 @@ from pipeline import reqs
 from pipeline.compat import rules
 from pipeline.compat.tables import Distribution
 from pipeline.errors import ConfigError, Problem
-from pipeline.settings import NAMES, Settings, allowed_values
+from pipeline.settings import NAMES, Settings, allowed_values, shown
 from pipeline.spec import Arch, BaseSpec, ImageSpec, Target, TorchSpec
 
 T = TypeVar("T")
 
 
 class _Mistakes(list[Problem]):
-    """Collects problems, and hands on the answers that are none."""
+    """Collects problems, and hands on the answers that are none.
+
+    `wrong` are the settings that hold a default in place of what the user wrote. What follows from
+    those is none of the user's mistakes.
+    """
+
+    def __init__(self, wrong: Sequence[Problem] = ()) -> None:
+        super().__init__()
+        self.wrong = frozenset(problem.field for problem in wrong)
+
+    def guess(self, *names: str) -> bool:
+        """Say whether one of these settings is not as the user wrote it."""
+        return not self.wrong.isdisjoint(names)
 
     def unless(self, answer: T | Problem) -> T | None:
         if isinstance(answer, Problem):
@@ -40,16 +52,18 @@ def image_spec(
     *,
     folder: Path = reqs.FOLDER,
     gpus: Callable[[], list[Arch]] = list,
+    problems: Sequence[Problem] = (),
 ) -> ImageSpec:
     """Return the image that the settings describe; `target` goes before SERVICE.
 
     `gpus` answers with the compute capabilities of this machine, and is asked if CCA is ``auto``.
+    `problems` are those that reading the settings found, and are raised along with all others.
 
     Raises:
         ConfigError: every mistake in the settings, in what they mean together, and in ``reqs/``.
 
     """
-    mistakes = _Mistakes()
+    mistakes = _Mistakes(problems)
     services = allowed_values(NAMES["SERVICE"])
     if target and target not in services.split(", "):
         mistakes.append(Problem("target", target, "not something to build", allowed=services))
@@ -59,17 +73,21 @@ def image_spec(
     )
     arches = _arches(settings, mistakes, gpus)
     python = settings.python_version or (distribution.python if distribution else "")
-    torch = _torch(settings, mistakes, python, arches, distribution) if kind == "train" else None
-    if kind == "simple" and python:
-        mistakes.add(rules.known_python(python))
+    torch = None
+    if kind == "simple" or mistakes.guess(*_CHOOSE_WHEEL):
+        _check_python(settings, mistakes, python, distribution)
+    else:
+        torch = _torch(settings, mistakes, python, arches, distribution)
     _check_mirrors(settings, mistakes)
     _check_base_image(settings, mistakes)
     base = _base(settings, mistakes, distribution, torch) if distribution else None
     apt = _apt(folder, python, mistakes)
     pip, wrong = reqs.pip_files(folder, reqs.PIP_TRAIN)
     mistakes += wrong
-    if mistakes or base is None or distribution is None:
-        raise ConfigError([_as_written(problem, settings) for problem in mistakes])
+    written = [_as_written(problem, settings) for problem in mistakes]
+    found = [*problems, *(problem for problem in written if problem.field not in mistakes.wrong)]
+    if found or base is None or distribution is None:
+        raise ConfigError(found)
     return ImageSpec(
         target=kind,
         base=base,
@@ -85,6 +103,9 @@ def image_spec(
         compression=settings.compression,
         recipe=recipe(folder),
     )
+
+
+_CHOOSE_WHEEL = ("BUILD_MODE", "CUDA_VERSION", "PYTORCH_VERSION", "PYTORCH_VERSION_TAG")
 
 
 def _as_written(problem: Problem, settings: Settings) -> Problem:
@@ -126,7 +147,7 @@ def arch_list(text: str) -> list[Arch]:
 
 
 def _arches(settings: Settings, mistakes: _Mistakes, gpus: Callable[[], list[Arch]]) -> list[Arch]:
-    allowed = "8.6, 8.6+PTX, '7.5 8.6+PTX', 9.0a, a generation such as Ampere, or auto"
+    allowed = allowed_values(NAMES["CCA"])
     if settings.cca.lower() == "auto":
         found = gpus()
         if not found:
@@ -141,6 +162,18 @@ def _arches(settings: Settings, mistakes: _Mistakes, gpus: Callable[[], list[Arc
                 )
             )
         return found
+    words = {word.partition("+")[0].lower() for word in settings.cca.replace(";", " ").split()}
+    if not words.isdisjoint({"all", "common"}):
+        mistakes.append(
+            Problem(
+                "CCA",
+                settings.cca,
+                "one image for every architecture is what the official wheels are; name the GPUs",
+                allowed=allowed,
+                next_step="leave CCA empty with BUILD_MODE=exclude to take the wheels as they are",
+            )
+        )
+        return []
     try:
         arches = arch_list(settings.cca)
     except ValueError as error:
@@ -149,6 +182,17 @@ def _arches(settings: Settings, mistakes: _Mistakes, gpus: Callable[[], list[Arc
     unknown = [problem for arch in arches if (problem := rules.known_arch(arch))]
     mistakes += unknown
     return [] if unknown else arches
+
+
+def _check_python(
+    settings: Settings, mistakes: _Mistakes, python: str, distribution: Distribution | None
+) -> None:
+    """Refuse a Python that could not be right whatever the torch."""
+    unknown = rules.known_python(python) if python else None
+    mistakes.add(unknown)
+    if distribution is not None:
+        chosen = "" if unknown else settings.python_version
+        mistakes += rules.check_installer(distribution, chosen)
 
 
 def _torch(
@@ -181,7 +225,12 @@ def _torch(
     if from_source:
         mistakes += rules.check_source(release, vision, python, cuda, arches, dist=distribution)
         return None
-    mistakes += rules.check_wheel(release, vision, python, cuda, arches)
+    old = rules.check_installer(distribution, settings.python_version, release)
+    mistakes += old
+    # Pip has said already what there is to say of a Python.
+    about_python = "PYTHON_VERSION" if old else ""
+    found = rules.check_wheel(release, vision, python, cuda, arches)
+    mistakes += (problem for problem in found if problem.field != about_python)
     wheel = rules.wheel_for(release, cuda)
     if isinstance(wheel, Problem):
         return None
@@ -219,7 +268,8 @@ def _base(
             )
         )
     archive = settings.base_archive
-    if (settings.base_source == "archive") != bool(archive):
+    goes_together = (settings.base_source == "archive") == bool(archive)
+    if not goes_together and not mistakes.guess("BASE_SOURCE"):
         mistakes.append(
             Problem(
                 "BASE_ARCHIVE",
@@ -228,16 +278,18 @@ def _base(
                 next_step="set both or neither",
             )
         )
-    if settings.base_source == "bootstrap" and not distribution.bootstrap:
+    if settings.base_source == "archive" and settings.base_image:
         mistakes.append(
             Problem(
-                "BASE_SOURCE",
-                settings.base_source,
-                f"{distribution} is not one that is made here: {distribution.reason}",
-                allowed="auto, image, archive",
-                source=distribution.source,
+                "BASE_IMAGE",
+                shown(settings.base_image, "BASE_IMAGE"),
+                "BASE_SOURCE=archive takes the base from a file, and this names another one",
+                allowed="one or the other",
+                next_step="leave BASE_IMAGE out, or BASE_SOURCE and BASE_ARCHIVE",
             )
         )
+    if settings.base_source == "bootstrap":
+        mistakes.add(rules.check_bootstrap(distribution))
     if settings.base_source == "bootstrap" and (settings.base_image or flavor):
         mistakes.append(
             Problem(
@@ -271,24 +323,28 @@ def _sha256(archive: Path, mistakes: _Mistakes) -> str:
         return ""
 
 
+_INDEXES = ("INDEX_URL", "EXTRA_INDEX_URL", "PYTORCH_INDEX_URL")
+
+
 def _check_mirrors(settings: Settings, mistakes: _Mistakes) -> None:
-    if bool(settings.deb_old) != bool(settings.deb_new):
+    together = bool(settings.deb_old) == bool(settings.deb_new)
+    if not together and not mistakes.guess("DEB_OLD", "DEB_NEW"):
         mistakes.append(
-            Problem("DEB_NEW", settings.deb_new, "DEB_OLD and DEB_NEW go together",
+            Problem("DEB_NEW", shown(settings.deb_new, "DEB_NEW"), "DEB_OLD and DEB_NEW go together",
                     next_step="set both or neither")
         )  # fmt: skip
-    if not settings.trusted_host:
+    if not settings.trusted_host or mistakes.guess(*_INDEXES):
         return
     schemes = {
         url.partition("://")[0]
-        for url in (settings.index_url, settings.extra_index_url, settings.pytorch_index_url)
-        if re.match(rf"https?://([^/@]*@)?{re.escape(settings.trusted_host)}(:\d+)?(/|$)", url)
+        for url in (getattr(settings, name.lower()) for name in _INDEXES)
+        if re.match(rf"https?://([^/]*@)?{re.escape(settings.trusted_host)}(:\d+)?(/|$)", url)
     }
     if schemes != {"http"}:
         mistakes.append(
             Problem(
                 "TRUSTED_HOST",
-                settings.trusted_host,
+                shown(settings.trusted_host, "TRUSTED_HOST"),
                 "TLS checks are never turned off, and "
                 + ("an https:// index has this host" if schemes else "no http:// index has it"),
                 allowed="the host of an http:// index, which has no TLS to check",
@@ -308,7 +364,7 @@ def _check_base_image(settings: Settings, mistakes: _Mistakes) -> None:
         mistakes.append(
             Problem(
                 "BASE_IMAGE",
-                settings.base_image,
+                shown(settings.base_image, "BASE_IMAGE"),
                 "names whatever is newest on the day of the build",
                 allowed="registry/name:tag with a tag that stays, or registry/name@sha256:…",
                 next_step="write the tag, or the digest, that you mean",
@@ -333,11 +389,12 @@ def _apt(folder: Path, python: str, mistakes: _Mistakes) -> list[str]:
 
 
 def recipe(folder: Path) -> str:
-    """Return the hash of what turns a spec into an image: the stages and what they install by."""
+    """Return the hash of what turns a spec into an image: base, stages, what they install by."""
     digest = hashlib.sha256()
     stages = resources.files("pipeline.stages")
     for source in sorted((s for s in stages.iterdir() if s.name.endswith(".py")), key=str):
         digest.update(source.read_bytes())
+    digest.update((resources.files("pipeline.host") / "bootstrap.py").read_bytes())
     for name in (reqs.PIP_BUILD, reqs.PIP_MKL):
         path = folder / name
         digest.update(path.read_bytes() if path.is_file() else b"")

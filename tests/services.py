@@ -11,8 +11,9 @@ import subprocess
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from email.message import Message
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -80,20 +81,22 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> 
     raise RuntimeError(msg)
 
 
-class Quiet(BaseHTTPRequestHandler):
-    """A handler that prints nothing, and answers in one call."""
+@dataclass(frozen=True)
+class Asked:
+    """A request that came."""
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
-        """Keep the server's lines out of the tests' output."""
+    method: str
+    path: str
+    headers: Message
 
-    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+
+@dataclass(frozen=True)
+class Answer:
+    """What to answer it with."""
+
+    status: int
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Server(ThreadingHTTPServer):
@@ -106,10 +109,31 @@ class _Server(ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def serving(
-    handler: type[BaseHTTPRequestHandler], host: str = "127.0.0.1", *, pem: Path | None = None
+    answer: Callable[[Asked], Answer], host: str = "127.0.0.1", *, pem: Path | None = None
 ) -> Iterator[str]:
     """Serve HTTP, or HTTPS by a key and certificate, on a port of `host`; yield ``host:port``."""
-    with _Server((host, 0), handler) as server:
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            given = answer(Asked(self.command, self.path, self.headers))
+            self.send_response(given.status)
+            for name, value in given.headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(given.body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(given.body)
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+            """Keep the server's lines out of the tests' output."""
+
+    with _Server((host, 0), Handler) as server:
         if pem:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(pem)
@@ -127,7 +151,7 @@ def serving(
 class Index:
     """A package index with a few wheels of its own; what it lacks, it redirects to PyPI for.
 
-    With `open` cleared it keeps whoever downloads a wheel waiting, and says so by `asked`.
+    With `open` cleared it keeps whoever asks it waiting, and says so by `asked`.
     """
 
     wheels: dict[str, Path] = field(default_factory=dict)
@@ -143,7 +167,7 @@ class Index:
 
     def add(self, wheel: Path) -> None:
         """Serve `wheel`."""
-        self.wheels[wheel.name.partition("-")[0].replace("_", "-")] = wheel
+        self.wheels[_project(wheel.name)] = wheel
 
 
 @contextlib.contextmanager
@@ -154,28 +178,26 @@ def package_index(login: str = "") -> Iterator[Index]:
     basic = f"Basic {base64.b64encode(login.encode()).decode()}"
     upstream = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple").rstrip("/")
 
-    class Handler(Quiet):
-        def do_GET(self) -> None:
-            kind, _, name = self.path.strip("/").partition("/")
-            if login and self.headers.get("Authorization") != basic:
-                self.answer(401, WWW_Authenticate='Basic realm="tests"')
-            elif kind == "files":
-                index.asked.set()
-                index.open.wait()
-                self.answer(
-                    200, index.wheels[name.partition("-")[0].replace("_", "-")].read_bytes()
-                )
-            elif wheel := index.wheels.get(name):
-                digest = sha256(wheel.read_bytes()).hexdigest()
-                link = f'<a href="/files/{wheel.name}#sha256={digest}">{wheel.name}</a>'
-                self.answer(200, link.encode(), Content_Type="text/html")
-            else:
-                self.answer(302, Location=f"{upstream}/{name}/")
+    def answer(request: Asked) -> Answer:
+        kind, _, name = request.path.strip("/").partition("/")
+        if login and request.headers.get("Authorization") != basic:
+            return Answer(401, headers={"WWW-Authenticate": 'Basic realm="tests"'})
+        index.asked.set()
+        index.open.wait()
+        if kind == "files":
+            return Answer(200, index.wheels[_project(name)].read_bytes())
+        if wheel := index.wheels.get(name):
+            digest = sha256(wheel.read_bytes()).hexdigest()
+            link = f'<a href="/files/{wheel.name}#sha256={digest}">{wheel.name}</a>'
+            return Answer(200, link.encode(), {"Content-Type": "text/html"})
+        return Answer(302, headers={"Location": f"{upstream}/{name}/"})
 
-        do_HEAD = do_GET
-
-    with serving(Handler, own_address()) as index.host:
+    with serving(answer, own_address()) as index.host:
         try:
             yield index
         finally:
             index.open.set()
+
+
+def _project(wheel: str) -> str:
+    return wheel.partition("-")[0].replace("_", "-")

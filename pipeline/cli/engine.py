@@ -67,10 +67,9 @@ def prune(
     keep: Annotated[str, typer.Option(help="Space its cache may keep, as 20GB.")] = "0",
 ) -> None:
     """Throw its cache away, down to what it may keep."""
-    from pipeline.cli.run import run
     from pipeline.engine import session
 
-    freed = run(session.prune_local(keep, _say))
+    freed = session.run(session.prune_local(keep, _say))
     typer.echo(f"{freed / 1e9:.1f} GB freed", err=True)
 
 
@@ -80,6 +79,7 @@ def requirements(
 ) -> None:
     """Name what the local engine lacks on this machine, and the command that installs it."""
     import shlex
+    import shutil
     import subprocess
 
     from pipeline.engine import local
@@ -88,12 +88,11 @@ def requirements(
     needs = local.needs()
     for need in needs:
         typer.echo(f"{need.what}: {need.why}; {need.mend}", err=True)
-    by_apt = [shlex.split(n.mend)[3:] for n in needs if n.mend.startswith("apt-get install -y ")]
-    if not by_apt:
+    command = local.install(needs)
+    if not command:
         return
-    command = ["apt-get", "install", "-y", *sorted({name for names in by_apt for name in names})]
     typer.echo(shlex.join(command))
-    if install:
+    if install and shutil.which("apt-get"):
         for step in (["apt-get", "update"], command):
             if subprocess.run(step, stdout=sys.stderr, check=False).returncode != 0:
                 raise EngineError(

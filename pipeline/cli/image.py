@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli.options import takes_settings
-from pipeline.cli.run import run
 
 if TYPE_CHECKING:
     from pipeline.settings import Settings
@@ -56,7 +55,7 @@ def build(
         typer.echo(f"the image {state} {where.name}", err=True)
         return
     if outcome is None:
-        outcome = run(building.build(spec, settings, where, refresh_base=pull))
+        outcome = building.build(spec, settings, where, refresh_base=pull)
         typer.echo(f"delivered to {where.name}", err=True)
     else:
         typer.echo(f"nothing to do: {spec.variant} is in {where.name} already", err=True)
@@ -89,7 +88,9 @@ def _spec(flags: dict[str, str], target: str) -> tuple[Settings, ImageSpec]:
     loaded = settings.load(flags)
     for note in loaded.notes:
         typer.echo(f"note: {note}", err=True)
-    return loaded.settings, validate.image_spec(loaded.settings, target, gpus=capabilities)
+    return loaded.settings, validate.image_spec(
+        loaded.settings, target, gpus=capabilities, problems=loaded.problems
+    )
 
 
 def _print_plan(spec: ImageSpec, *, as_json: bool) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.cli.options import takes_settings
+
+if TYPE_CHECKING:
+    from pipeline.settings import Loaded
 
 PANEL = "Settings"
 
@@ -30,10 +33,9 @@ def env() -> None:
 
 def over(flags: dict[str, str]) -> None:
     """Write docker-compose.override.yaml for this machine's volumes; never overwrites one."""
-    from pipeline import settings
     from pipeline.host import user
 
-    service = settings.load(flags).settings.service.replace("full", "train")
+    service = _loaded(flags).settings.service.replace("full", "train")
     _write(Path("docker-compose.override.yaml"), user.OVERRIDE.format(service=service))
 
 
@@ -44,8 +46,8 @@ def config(
     """Show every setting, its value and where that came from."""
     from pipeline import settings
 
-    loaded = settings.load(flags)
-    values = {n: settings.shown(getattr(loaded.settings, n.lower())) for n in settings.NAMES}
+    loaded = _loaded(flags)
+    values = {n: settings.shown(getattr(loaded.settings, n.lower()), n) for n in settings.NAMES}
     if as_json:
         content = {n: {"value": v, "origin": loaded.origins[n]} for n, v in values.items()}
         typer.echo(json.dumps(content))
@@ -55,6 +57,16 @@ def config(
     width = max(map(len, values))
     for name, value in values.items():
         typer.echo(f"{name:<{width}}  {value or '-':<24} {loaded.origins[name]}")
+
+
+def _loaded(flags: dict[str, str]) -> Loaded:
+    from pipeline import settings
+    from pipeline.errors import ConfigError
+
+    loaded = settings.load(flags)
+    if loaded.problems:
+        raise ConfigError(loaded.problems)
+    return loaded
 
 
 def _write(path: Path, text: str) -> None:

@@ -27,6 +27,9 @@ TOOLKITS = "https://docs.nvidia.com/cuda/cuda-toolkit-release-notes/index.html"
 DRIVERS = "https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html"
 IMAGES = "https://hub.docker.com/r/nvidia/cuda"
 CAPABILITIES = "https://developer.nvidia.com/cuda-gpus"
+PIP_NEWS = "https://pip.pypa.io/en/stable/news/"
+PIP_PYTHON = "3.10"
+"""The oldest Python of the pip in ``reqs/pip-build.requirements.txt``."""
 FLAVORS = ("base", "runtime", "devel")
 
 
@@ -82,15 +85,60 @@ def named_archs() -> Mapping[str, tuple[Arch, ...]]:
 
 def known_python(version: str) -> Problem | None:
     """Return the problem of a Python that neither a distribution nor a torch on record has."""
+    if version in (known := _pythons()):
+        return None
+    return _no_row(
+        "PYTHON_VERSION", version, "Python", known, "https://devguide.python.org/versions/"
+    )
+
+
+def _pythons() -> list[str]:
     known = {row.python for row in distributions()}
     for release in tables.torch().values():
         known.update(release.pythons.stable, release.pythons.preview)
-    ordered = sorted(known, key=numbers)
-    if version in known:
-        return None
-    return _no_row(
-        "PYTHON_VERSION", version, "Python", ordered, "https://devguide.python.org/versions/"
-    )
+    return sorted(known, key=numbers)
+
+
+def check_installer(
+    dist: Distribution, python: str = "", torch: TorchRelease | None = None
+) -> tuple[Problem, ...]:
+    """Return why pip, at the version that Cresset pins, does not run here.
+
+    It runs once by the distribution's python3, to install uv, and once by the image's own. Empty
+    `python` is that of the distribution; `torch` narrows down which other one to take.
+    """
+    least = numbers(PIP_PYTHON)
+    needs = f"the pinned pip needs Python {PIP_PYTHON} or newer"
+    problems = []
+    if numbers(dist.python) < least:
+        others = [row for row in distributions() if numbers(row.python) >= least]
+        alike = next((row for row in others if row.name == dist.name), others[-1])
+        step = "" if alike.name == dist.name else f"LINUX_DISTRO={alike.name} and "
+        problems.append(
+            Problem(
+                "DISTRO_VERSION",
+                dist.version,
+                f"{needs}, and the python3 of {dist} is {dist.python}",
+                allowed=", ".join(map(str, others)),
+                next_step=f"set {step}DISTRO_VERSION={alike.version}",
+                source=PIP_NEWS,
+            )
+        )
+    # An older one that is only the distribution's default goes when the distribution does.
+    if python and numbers(python) < least:
+        known = torch.pythons.stable if torch else _pythons()
+        able = [it for it in known if numbers(it) >= least]
+        problems.append(
+            Problem(
+                "PYTHON_VERSION",
+                python,
+                needs,
+                allowed=", ".join(able),
+                next_step=f"set PYTHON_VERSION={able[0]}" if able else "take a newer torch",
+                source=PIP_NEWS,
+            )
+        )
+    return tuple(problems)
 
 
 # What both ways of getting torch need

@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from platformdirs import user_cache_path
+
 from pipeline.engine import local
 from pipeline.errors import EngineError
+from pipeline.host import ca
 
 Kind = Literal["session", "remote", "docker", "local"]
 
 RUNNER_HOST: Final = "_EXPERIMENTAL_DAGGER_RUNNER_HOST"
 CLI_BIN: Final = "_EXPERIMENTAL_DAGGER_CLI_BIN"
 IMAGE_STORE: Final = "_EXPERIMENTAL_DAGGER_RUNNER_IMAGESTORE"
+CLIENT: Final = f"https://dl.dagger.io/dagger/releases/{local.VERSION}/checksums.txt"
+"""What the SDK downloads first of the client that starts an engine in Docker."""
+
 ENGINE_IMAGE: Final = f"registry.dagger.io/engine:v{local.VERSION}"
 
-# Together they stay under the ten seconds after which falling through would be noticed.
+# Falling through takes no longer than this, a pull that works excepted.
+_TRIAL_SECONDS: Final = 9.0
 _ANSWER_SECONDS: Final = 2.0
-_START_SECONDS: Final = 6.0
+
+SESSION: Final = ("DAGGER_SESSION_PORT", "DAGGER_SESSION_TOKEN")
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,8 @@ class Choice:
 
     kind: Kind
     reason: str
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str | None] = field(default_factory=dict)
+    """Variables to set, and with None to unset, or the SDK would take another engine first."""
 
 
 def choose(setting: str, say: Callable[[str], None]) -> Choice:
@@ -55,51 +66,98 @@ def choose(setting: str, say: Callable[[str], None]) -> Choice:
             said = "; ".join([answer.reason, *(f"not {r}" for r in reasons)])
             return Choice(answer.kind, said, answer.environment)
         reasons.append(f"{kind}: {answer}")
+    step = local.mend(local.needs()) if "local" in wanted else ""
     raise EngineError(
         "no Dagger engine can be used",
         why="; ".join(reasons),
-        next_step="start Docker, or give the local engine what it lacks "
-        "(python -m pipeline engine status)",
+        next_step=step or "start Docker, or leave ENGINE at auto",
     )
 
 
 def _session() -> Choice | str:
-    if {"DAGGER_SESSION_PORT", "DAGGER_SESSION_TOKEN"} <= os.environ.keys():
+    if os.environ.keys() >= set(SESSION):
         return Choice("session", "this runs inside a Dagger session")
-    return "DAGGER_SESSION_PORT is not set"
+    return f"{SESSION[0]} is not set"
 
 
 def _remote() -> Choice | str:
     host = os.environ.get(RUNNER_HOST)
-    return Choice("remote", f"{RUNNER_HOST}={host}") if host else f"{RUNNER_HOST} is not set"
+    if not host:
+        return f"{RUNNER_HOST} is not set"
+    if (why := _no_answer(host)) is not None:
+        return f"{host} does not answer ({why})"
+    client: dict[str, str | None] = {}
+    if not os.environ.get(CLI_BIN) and (program := local.session_program()) is not None:
+        client[CLI_BIN] = str(program)
+    return Choice("remote", f"{RUNNER_HOST}={host}", _no_session() | client)
+
+
+def _no_session() -> dict[str, str | None]:
+    return dict.fromkeys(SESSION)
+
+
+def _no_answer(host: str) -> str | None:
+    """Return why nothing answers at a runner host; of ssh and pods only Dagger knows."""
+    scheme, _, address = host.partition("://")
+    if scheme not in {"unix", "tcp", "tls"}:
+        return None
+    family = socket.AF_UNIX if scheme == "unix" else socket.AF_INET
+    name, _, port = address.partition(":")
+    with contextlib.closing(socket.socket(family)) as client:
+        client.settimeout(_ANSWER_SECONDS)
+        try:
+            client.connect(address if scheme == "unix" else (name, int(port)))
+        except (OSError, ValueError) as error:
+            return str(error)
+    return None
 
 
 def _docker(say: Callable[[str], None]) -> Choice | str:
     """Try for real: a daemon that answers may still be unable to run the engine."""
-    if (why := _fails(["docker", "version"], _ANSWER_SECONDS)) is not None:
+    deadline = time.monotonic() + _TRIAL_SECONDS
+
+    def fails(*args: str) -> str | None:
+        return _fails(["docker", *args], max(deadline - time.monotonic(), 0.5))
+
+    if (why := fails("version")) is not None:
         return why
-    if _fails(["docker", "image", "inspect", ENGINE_IMAGE], _ANSWER_SECONDS) is not None:
+    if fails("image", "inspect", ENGINE_IMAGE) is not None:
         # The manifest is asked for first: it tells in a moment what a pull may take minutes to.
-        if (
-            why := _fails(["docker", "manifest", "inspect", ENGINE_IMAGE], _START_SECONDS)
-        ) is not None:
+        why = fails("manifest", "inspect", ENGINE_IMAGE)
+        if why is None:
+            say(f"pulling {ENGINE_IMAGE}")
+            why = _fails(["docker", "pull", ENGINE_IMAGE], None)
+            deadline = time.monotonic() + _TRIAL_SECONDS
+        if why is not None:
             return f"{ENGINE_IMAGE} cannot be pulled ({why})"
-        say(f"pulling {ENGINE_IMAGE}")
-        if (why := _fails(["docker", "pull", ENGINE_IMAGE], None)) is not None:
-            return f"{ENGINE_IMAGE} cannot be pulled ({why})"
+    if (why := _no_client()) is not None:
+        return why
     name = f"cresset-trial-{uuid.uuid4().hex[:12]}"
-    trial = ["docker", "run", "--rm", "--name", name, "--privileged", "--entrypoint", "true"]
-    if (why := _fails([*trial, ENGINE_IMAGE], _START_SECONDS)) is not None:
+    trial = ("run", "--rm", "--name", name, "--privileged", "--entrypoint", "true", ENGINE_IMAGE)
+    if (why := fails(*trial)) is not None:
         _fails(["docker", "rm", "--force", name], _ANSWER_SECONDS)
         return f"a privileged container cannot start ({why})"
-    return Choice("docker", "Docker answers and can run it")
+    return Choice("docker", "Docker answers and can run it", {RUNNER_HOST: None} | _no_session())
+
+
+def _no_client() -> str | None:
+    """Return why the SDK would find no client for an engine in Docker, None if it will."""
+    import requests  # noqa: PLC0415 - only this route asks
+
+    if os.environ.get(CLI_BIN) or (user_cache_path("dagger") / f"dagger-{local.VERSION}").exists():
+        return None
+    try:
+        requests.head(CLIENT, timeout=_ANSWER_SECONDS, verify=ca.bundle()).raise_for_status()
+    except requests.RequestException as error:
+        return f"{CLIENT} cannot be downloaded ({type(error).__name__})"
+    return None
 
 
 def _local(say: Callable[[str], None]) -> Choice | str:
     if needs := local.needs():
-        return "it needs " + ", ".join(f"{need.what} ({need.mend})" for need in needs)
+        return "it needs " + ", ".join(need.what for need in needs)
     endpoint = local.ensure(say)
-    environment = {
+    environment = _no_session() | {
         RUNNER_HOST: endpoint.runner_host,
         CLI_BIN: str(endpoint.session_bin),
         # Over a socket the client can't know what loads images here.

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shlex
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Final, TextIO
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from typing import Any, Final, TextIO, TypeVar
 
 import anyio
 import dagger
 
 from pipeline.engine.select import Choice, choose
-from pipeline.errors import BuildError, CressetError, EngineError
+from pipeline.errors import BuildError, CressetError, EngineError, interruptible
 from pipeline.report import TAIL_LINES
+
+T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 _CONNECT_SECONDS: Final = 60
 _PULL_SECONDS: Final = 20
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Return what the coroutine does; Ctrl-C cancels it, which stops the engine's work too."""
+    with interruptible(), translated():
+        return asyncio.run(work)
 
 
 @contextlib.asynccontextmanager
@@ -33,23 +43,38 @@ async def session(choice: Choice, log: TextIO) -> AsyncIterator[None]:
     config = dagger.Config(
         retry=None, timeout=dagger.Timeout(None, connect=_CONNECT_SECONDS), log_output=log
     )
+    failed: CressetError | None = None
     with _environment(choice), translated():
-        async with dagger.connection(config):
-            yield
+        try:
+            async with dagger.connection(config):
+                try:
+                    yield
+                except CressetError as error:
+                    failed = error
+                    raise
+        except dagger.DaggerError:
+            # A session whose engine is gone fails to end, too; what failed in it tells more.
+            if failed is None:
+                raise
+            raise failed from None
 
 
 @contextlib.contextmanager
 def _environment(choice: Choice) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in choice.environment}
-    os.environ.update(choice.environment)
+    _set(choice.environment)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _set(before)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @contextlib.contextmanager
@@ -59,15 +84,16 @@ def translated() -> Iterator[None]:
         yield
     except BaseExceptionGroup as group:
         # The SDK resolves the arguments of a call in a task group.
-        errors = group.subgroup(dagger.DaggerError)
-        if errors is None:
+        if (ours := group.subgroup(CressetError)) is not None:
+            raise _first(ours) from group
+        if (theirs := group.subgroup(dagger.DaggerError)) is None:
             raise
-        raise _ours(_first(errors)) from group
+        raise _ours(_first(theirs)) from group
     except dagger.DaggerError as error:
         raise _ours(error) from error
 
 
-def _first(group: BaseExceptionGroup[dagger.DaggerError]) -> dagger.DaggerError:
+def _first(group: BaseExceptionGroup[E]) -> E:
     error = group.exceptions[0]
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
@@ -87,7 +113,7 @@ def _ours(error: dagger.DaggerError) -> CressetError:
     return EngineError(
         "the engine cannot be reached, or went away",
         why=next(iter(str(error).strip().splitlines()), type(error).__name__),
-        next_step="run the command again: the engine is started anew and keeps its cache "
+        next_step="run the command again: an engine that ended is started anew "
         "(python -m pipeline engine logs shows what it said)",
     )
 

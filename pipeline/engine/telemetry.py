@@ -32,13 +32,14 @@ class Watcher:
 
 
 @contextlib.contextmanager
-def receiver(watcher: Watcher) -> Iterator[None]:
+def receiver(watcher: Watcher) -> Iterator[bool]:
     """Tell `watcher` what the engine does, for as long as the context is open.
 
-    Where the user already sends telemetry somewhere, it goes on going there alone.
+    Yields whether it will be told anything: where the user already sends telemetry somewhere
+    (``dagger run`` does), it goes on going there alone.
     """
     if any(name.startswith("OTEL_EXPORTER_OTLP") for name in os.environ):
-        yield
+        yield False
         return
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(watcher))
     server.daemon_threads = True
@@ -56,7 +57,7 @@ def receiver(watcher: Watcher) -> Iterator[None]:
     }
     os.environ.update(variables)
     try:
-        yield
+        yield True
     finally:
         for name in variables:
             os.environ.pop(name, None)

@@ -5,10 +5,15 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import tempfile
 from pathlib import Path
 
 from pipeline.errors import CressetError
-from pipeline.settings import NAMES, allowed_values, group_of
+from pipeline.host.gpu import capabilities
+from pipeline.settings import NAMES, allowed_values, group_of, refusal
+
+NOBODY = "user"
+"""The name where this machine has none that can be used."""
 
 OVERRIDE = """\
 # Settings of this machine for Docker Compose; git ignores this file.
@@ -22,7 +27,10 @@ services:
 def identity() -> dict[str, str]:
     """Return the user's ids and names as the settings call them."""
     uid, gid = os.getuid(), os.getgid()
-    return {"UID": str(uid), "GID": str(gid), "USR": _user(uid), "GRP": _group(gid)}
+    names = {"USR": _user(uid), "GRP": _group(gid)}
+    # A directory service has names such as CORP\jdoe, which no Linux image can have.
+    usable = {key: name if refusal(key, name) is None else NOBODY for key, name in names.items()}
+    return {"UID": str(uid), "GID": str(gid)} | usable
 
 
 def _user(uid: int) -> str:
@@ -30,14 +38,14 @@ def _user(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
-        return "user"
+        return NOBODY
 
 
 def _group(gid: int) -> str:
     try:
         return grp.getgrgid(gid).gr_name
     except KeyError:
-        return "user"
+        return NOBODY
 
 
 def time_zone() -> str:
@@ -49,6 +57,8 @@ def time_zone() -> str:
 def env_file() -> str:
     """Return the text of a new ``.env``: this user's values, and every other setting explained."""
     values = identity() | {"TZ": time_zone()}
+    if found := capabilities():
+        values["CCA"] = " ".join(map(str, found))
     lines = [
         "# Written by `make env`, which never overwrites it. Flags and the shell go before this",
         "# file, this file before the defaults. Empty values count as not set.",
@@ -65,16 +75,28 @@ def env_file() -> str:
 
 
 def write_new(path: Path, text: str) -> bool:
-    """Write a file that does not exist yet; say whether it was written."""
+    """Write a file that does not exist yet, all of it or nothing; say whether it was written."""
     try:
-        with path.open("x") as file:
-            file.write(text)
-    except FileExistsError:
-        return False
+        return _linked(path, text)
     except OSError as error:
         raise CressetError(
             f"{path} cannot be written",
             why=error.strerror or str(error),
-            next_step="run it in a folder that you may write to",
+            next_step="run it in a folder that you may write to and that has room",
         ) from error
+
+
+def _linked(path: Path, text: str) -> bool:
+    # A link, unlike a rename, never takes the place of a file that is there already.
+    handle, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
+    written = Path(name)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        written.chmod(0o644)
+        path.hardlink_to(written)
+    except FileExistsError:
+        return False
+    finally:
+        written.unlink()
     return True

@@ -36,7 +36,10 @@ class Network:
         return container
 
     def for_torch(self, container: Container) -> Container:
-        """Return the container with the index of PyTorch's wheels in place of the usual one."""
+        """Return the container with the index of PyTorch's wheels in place of the usual one.
+
+        `out_of` takes it out again, or everything after would be looked for there too.
+        """
         ready = self.for_packages(container)
         if self.torch_index is None:
             return ready
@@ -49,6 +52,8 @@ class Network:
         for _, names in self._variables():
             for name in names:
                 container = container.without_secret_variable(name)
+        if self.torch_index is not None:
+            container = container.without_secret_variable("PIP_INDEX_URL")
         return container
 
     def _variables(self) -> list[tuple[Secret, tuple[str, str]]]:

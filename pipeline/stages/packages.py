@@ -23,9 +23,10 @@ _CONSTRAINTS = "/mnt/constraints.txt"
 
 # Update and install are one exec: a cached update would leave install with the lists of the day
 # it ran, or with none where the cache volume has been pruned since. The logs hold nothing but
-# the date of the build.
+# the date of the build. Without the error mode, apt-get update succeeds though a mirror fails, and
+# install goes on with whatever lists the cache volume holds.
 _APT_INSTALL = """
-apt-get update -q
+apt-get update -q -o APT::Update::Error-Mode=any
 apt-get install -q -y --no-install-recommends "$@"
 rm -rf /var/log/apt/* /var/log/dpkg.log /var/log/alternatives.log /var/cache/ldconfig/aux-cache
 """
@@ -107,7 +108,10 @@ def pip_install(container: Container, spec: ImageSpec, binary: File, inputs: Inp
     return (
         container.with_mounted_directory(_REQS, inputs.pip_train)
         .with_mounted_file(_CONSTRAINTS, dag.file("constraints.txt", pins))
+        # uv takes a relative path in any of these files from the folder that it runs in.
+        .with_workdir(_REQS)
         .with_(lambda ready: uv(ready, binary, inputs, args))
+        .without_workdir()
         .without_mount(_REQS)
         .without_mount(_CONSTRAINTS)
     )

@@ -24,6 +24,7 @@ def wheels(installer: Container, spec: ImageSpec, torch: TorchSpec, inputs: Inpu
     fetched = (
         fetcher.with_(inputs.network.for_torch)
         .with_exec([*download, f"torch=={torch.version}", f"torchvision=={torch.vision}"])
+        .with_(inputs.network.out_of)
         .with_(inputs.network.for_packages)
         .with_mounted_file(PINS, inputs.pip_build)
         .with_exec(pinned)

@@ -91,6 +91,8 @@ class Checkout:
 
     path: Path
     environment: Mapping[str, str]
+    wrapper: tuple[str, ...] = ()
+    """A command line that runs the command line."""
 
     @property
     def reqs(self) -> Path:
@@ -100,20 +102,14 @@ class Checkout:
     def pip_train(self) -> Path:
         return self.reqs / "pip-train.requirements.txt"
 
-    def start(self, *args: str, before: tuple[str, ...] = (), **env: str) -> Running:
-        """Start ``cresset`` with `env` set, `before` its own command line."""
-        argv = (*before, sys.executable, "-m", "pipeline", *args)
+    def start(self, *args: str, **env: str) -> Running:
+        """Start ``cresset`` with `env` set."""
+        argv = (*self.wrapper, sys.executable, "-m", "pipeline", *args)
         return Running(argv, self.path, {**self.environment, **env})
 
-    def cresset(
-        self,
-        *args: str,
-        before: tuple[str, ...] = (),
-        timeout: float = BUILD_SECONDS,
-        **env: str,
-    ) -> Ran:
+    def cresset(self, *args: str, **env: str) -> Ran:
         """Run ``cresset`` to its end."""
-        return self.start(*args, before=before, **env).end(timeout)
+        return self.start(*args, **env).end()
 
     def require(self, line: str) -> None:
         """Add a line to pip-train."""
@@ -203,7 +199,8 @@ def tags(registry: str) -> list[str]:
     try:
         found: list[str] = json.loads(_get(host, f"{path}/cresset/tags/list"))["tags"]
     except urllib.error.HTTPError as error:
-        assert error.code == 404
+        if error.code != 404:
+            raise
         return []
     return found
 
@@ -238,9 +235,9 @@ class Pulled:
     def env(self) -> dict[str, str]:
         return dict(line.split("=", 1) for line in self.config["Env"])
 
-    def files(self, layers: int = 2) -> Iterator[tuple[str, bytes]]:
-        """Yield path and content of each file in the topmost `layers`."""
-        for layer in self.manifest["layers"][-layers:]:
+    def files(self) -> Iterator[tuple[str, bytes]]:
+        """Yield path and content of each file of each layer."""
+        for layer in self.manifest["layers"]:
             blob = gzip.decompress(_get(self.host, f"{self.name}/blobs/{layer['digest']}"))
             with tarfile.open(fileobj=io.BytesIO(blob)) as tar:
                 for member in tar:

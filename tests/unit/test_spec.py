@@ -60,7 +60,7 @@ def test_no_two_images_share_a_key() -> None:
     "settings",
     [
         {"cca": "8.6"},
-        {"cca": "Ampere 9.0"},
+        {"cca": "8.0 9.0a"},
         {"index_url": "https://user:secret@host/simple"},
         {"extra_index_url": "https://host/simple"},
         {"pytorch_index_url": "https://host/whl/cu132"},

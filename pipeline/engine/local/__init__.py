@@ -4,8 +4,10 @@ For machines without Docker. It needs root, Go and mmdebstrap once, is shared by
 the machine, and outlives the command that started it.
 """
 
-from pipeline.engine.local.build import VERSION
-from pipeline.engine.local.needs import Need, needs
+from pathlib import Path
+
+from pipeline.engine.local.build import VERSION, built
+from pipeline.engine.local.needs import Need, install, mend, needs
 from pipeline.engine.local.run import Endpoint, Status, ensure, log_path, start, status, stop
 
 __all__ = [
@@ -14,9 +16,18 @@ __all__ = [
     "Need",
     "Status",
     "ensure",
+    "install",
     "log_path",
+    "mend",
     "needs",
+    "session_program",
     "start",
     "status",
     "stop",
 ]
+
+
+def session_program() -> Path | None:
+    """Return the program that opens sessions with any engine, None where it is not built."""
+    programs = built()
+    return programs.session if programs else None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,8 @@ class Need:
     what: str
     why: str
     mend: str
+    package: str = ""
+    """The Debian package that mends it, where one does."""
 
 
 _TOOLS = (
@@ -54,19 +58,30 @@ def _overlay() -> Need | None:
 def _tool(tool: tuple[str, str, str]) -> Need | None:
     name, why, package = tool
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # not on every user's PATH
-    return (
-        None if shutil.which(name, path=path) else Need(name, why, f"apt-get install -y {package}")
-    )
+    return None if shutil.which(name, path=path) else _package(name, why, package)
+
+
+def _package(what: str, why: str, package: str) -> Need:
+    return Need(what, why, f"apt-get install -y {package}", package)
+
+
+def install(needs: Sequence[Need]) -> list[str]:
+    """Return the one apt-get command for all that packages mend, empty where there is nothing."""
+    packages = sorted({need.package for need in needs if need.package})
+    return ["apt-get", "install", "-y", *packages] if packages else []
+
+
+def mend(needs: Sequence[Need]) -> str:
+    """Return in one line what to do for all of them."""
+    others = [need.mend for need in needs if not need.package]
+    return ", and ".join(filter(None, [shlex.join(install(needs)), *others]))
 
 
 def _keyring() -> Need | None:
     if _KEYRING.exists():
         return None
-    return Need(
-        "debian-archive-keyring",
-        "proves that the packages of the root file system are Debian's",
-        "apt-get install -y debian-archive-keyring",
-    )
+    name = "debian-archive-keyring"
+    return _package(name, "proves that the packages of the root file system are Debian's", name)
 
 
 def _go() -> Need | None:
