@@ -330,9 +330,13 @@ def _check_mirrors(settings: Settings, mistakes: _Mistakes) -> None:
     together = bool(settings.deb_old) == bool(settings.deb_new)
     if not together and not mistakes.guess("DEB_OLD", "DEB_NEW"):
         mistakes.append(
-            Problem("DEB_NEW", shown(settings.deb_new, "DEB_NEW"), "DEB_OLD and DEB_NEW go together",
-                    next_step="set both or neither")
-        )  # fmt: skip
+            Problem(
+                "DEB_NEW",
+                shown(settings.deb_new, "DEB_NEW"),
+                "DEB_OLD and DEB_NEW go together",
+                next_step="set both or neither",
+            )
+        )
     if not settings.trusted_host or mistakes.guess(*_INDEXES):
         return
     schemes = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import io
 import json
@@ -10,7 +12,8 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,24 +33,83 @@ _SLIM = ("/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/s
 _KEEP = ("/usr/share/doc/*/copyright", "/usr/share/locale/locale.alias")
 
 
+# mmdebstrap copies the first two from this machine; dpkg and debconf keep the others as backups.
+_LEFT_OVER = (
+    "/etc/hostname", "/etc/resolv.conf", "/var/lib/dpkg/*-old", "/var/cache/debconf/*-old",
+)  # fmt: skip
+
+
 def base_archive(base: BaseSpec, say: Callable[[str], None], *, refresh: bool = False) -> Path:
     """Return an OCI archive of the distribution, made once and kept in the user's cache folder.
 
     Raises:
-        BuildError: mmdebstrap is missing, is not run by root, or fails.
+        BuildError: mmdebstrap is missing, is not run by root, or fails, or the folder is full or
+            cannot be written.
 
     """
-    path = user_cache_path("cresset") / "bases" / f"{base.distribution}-{base.codename}.oci.tar"
-    if path.is_file() and not refresh:
-        return path
-    _check_possible(base)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = user_cache_path("cresset") / "bases"
+    release = f"{base.distribution}-{base.codename}"
+    path = folder / f"{release}-{_recipe()}.oci.tar"
+    try:
+        before = _made_at(path)
+        if before and not refresh:
+            return path
+        _check_possible(base)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _only_one(folder / f"{release}.lock", say):
+            # Another build may have made it while this one waited.
+            if _made_at(path) in {0, before}:
+                _make(base, path, say)
+                _delete_older(path, release)
+    except OSError as error:
+        raise BuildError(
+            f"the base {base.distribution} {base.version} cannot be made",
+            why=f"{error.filename or folder}: {error.strerror or error}",
+            next_step=f"make room in {folder} and let it be written, or set XDG_CACHE_HOME to "
+            "another folder",
+        ) from error
+    return path
+
+
+def _recipe() -> str:
+    """Return what the name of an archive says of how it was made: a new way makes a new one."""
+    source = (resources.files("pipeline.host") / "bootstrap.py").read_bytes()
+    return hashlib.sha256(source).hexdigest()[:8]
+
+
+def _made_at(path: Path) -> int:
+    """Return when a file was written, 0 where there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+@contextlib.contextmanager
+def _only_one(lock: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Wait until no other process holds the lock, and hold it."""
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another build to make {lock.stem}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _make(base: BaseSpec, path: Path, say: Callable[[str], None]) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         rootfs, archive = Path(folder, "rootfs.tar"), Path(folder, "oci.tar")
         _mmdebstrap(base, rootfs, say)
         _write_oci_archive(rootfs, archive)
         archive.replace(path)
-    return path
+
+
+def _delete_older(path: Path, release: str) -> None:
+    """Delete the release's archives of other recipes; the first had no recipe in their names."""
+    for old in path.parent.glob(f"{release}*.oci.tar"):
+        if old != path:
+            old.unlink(missing_ok=True)
 
 
 def _check_possible(base: BaseSpec) -> None:
@@ -72,6 +134,7 @@ def _mmdebstrap(base: BaseSpec, rootfs: Path, say: Callable[[str], None]) -> Non
         "--variant=minbase",
         *(f"--dpkgopt=path-exclude={path}" for path in _SLIM),
         *(f"--dpkgopt=path-include={path}" for path in _KEEP),
+        "--customize-hook=rm -f " + " ".join(f'"$1"{path}' for path in _LEFT_OVER),
         base.codename,
         str(rootfs),
         *(["-"] if sources else []),
@@ -87,8 +150,11 @@ def _mmdebstrap(base: BaseSpec, rootfs: Path, say: Callable[[str], None]) -> Non
     assert process.stdin is not None
     assert process.stdout is not None
     with process:
-        process.stdin.write(sources)
-        process.stdin.close()
+        # If it ended early its own last lines say why, and not that nobody reads.
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(sources)
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
         lines = []
         for line in process.stdout:
             lines.append(line)
@@ -99,6 +165,7 @@ def _mmdebstrap(base: BaseSpec, rootfs: Path, say: Callable[[str], None]) -> Non
             command=" ".join(command),
             command_exit_code=process.returncode,
             tail="".join(lines[-40:]),
+            next_step="see its last lines; the same command by hand says more with --verbose",
         )
 
 
@@ -118,6 +185,9 @@ def _machine_sources(base: BaseSpec) -> str:
     mirrors: dict[str, str] = {}
     for line in targets.splitlines():
         origin, label, component, uri = line.split("|", 3)
+        # The image's own sources name the mirror, and a password in it would be for all to read.
+        if "@" in uri:
+            continue
         if origin.lower() == base.distribution and component == "main":
             mirrors.setdefault(label.lower(), uri)
     main, security = mirrors.get("debian"), mirrors.get("debian-security")

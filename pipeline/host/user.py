@@ -5,11 +5,11 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-import tempfile
+import secrets
 from pathlib import Path
 
 from pipeline.errors import CressetError
-from pipeline.host.gpu import capabilities
+from pipeline.host import gpu
 from pipeline.settings import NAMES, allowed_values, group_of, refusal
 
 NOBODY = "user"
@@ -57,7 +57,7 @@ def time_zone() -> str:
 def env_file() -> str:
     """Return the text of a new ``.env``: this user's values, and every other setting explained."""
     values = identity() | {"TZ": time_zone()}
-    if found := capabilities():
+    if found := gpu.capabilities():
         values["CCA"] = " ".join(map(str, found))
     lines = [
         "# Written by `make env`, which never overwrites it. Flags and the shell go before this",
@@ -88,15 +88,13 @@ def write_new(path: Path, text: str) -> bool:
 
 def _linked(path: Path, text: str) -> bool:
     # A link, unlike a rename, never takes the place of a file that is there already.
-    handle, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
-    written = Path(name)
+    written = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "w") as file:
+        with written.open("x") as file:
             file.write(text)
-        written.chmod(0o644)
         path.hardlink_to(written)
     except FileExistsError:
         return False
     finally:
-        written.unlink()
+        written.unlink(missing_ok=True)
     return True

@@ -10,6 +10,8 @@ from dagger import Container, Directory, File, Secret, dag
 
 from pipeline.reqs import PIP_BUILD, PIP_MKL
 
+_INDEX = "PIP_INDEX_URL"
+
 
 @dataclass(frozen=True)
 class Network:
@@ -43,22 +45,22 @@ class Network:
         ready = self.for_packages(container)
         if self.torch_index is None:
             return ready
-        return ready.with_secret_variable("PIP_INDEX_URL", self.torch_index)
+        return ready.with_secret_variable(_INDEX, self.torch_index)
 
     def out_of(self, container: Container) -> Container:
         """Return the container without those variables."""
         if self.trusted_host:
             container = container.without_volatile_variable("PIP_TRUSTED_HOST")
-        for _, names in self._variables():
-            for name in names:
-                container = container.without_secret_variable(name)
+        names = {name for _, names in self._variables() for name in names}
         if self.torch_index is not None:
-            container = container.without_secret_variable("PIP_INDEX_URL")
+            names.add(_INDEX)
+        for name in sorted(names):
+            container = container.without_secret_variable(name)
         return container
 
     def _variables(self) -> list[tuple[Secret, tuple[str, str]]]:
         pairs = (
-            (self.index, ("PIP_INDEX_URL", "UV_DEFAULT_INDEX")),
+            (self.index, (_INDEX, "UV_DEFAULT_INDEX")),
             (self.extra_index, ("PIP_EXTRA_INDEX_URL", "UV_INDEX")),
         )
         return [(secret, names) for secret, names in pairs if secret is not None]

@@ -176,15 +176,24 @@ def during_execs(
     return found
 
 
-def test_torch_wheels_have_their_own_index_and_nothing_else_has() -> None:
+@pytest.mark.parametrize(
+    ("urls", "usual"),
+    [(URLS, "cresset-index-url"), ({"torch_index_url": URLS["torch_index_url"]}, "")],
+)
+def test_torch_wheels_have_their_own_index_and_nothing_else_has(
+    urls: Mapping[str, str], usual: str
+) -> None:
     index, used = "", {}
-    for field in chain(build("train").stages["wheels"]):
+    for field in chain(build("train", urls).stages["wheels"]):
         if field.name == "withSecretVariable" and field.args["name"] == "PIP_INDEX_URL":
             index = chain(field.args["secret"])[-1].args["name"]
+        elif field.name == "withoutSecretVariable" and field.args["name"] == "PIP_INDEX_URL":
+            index = ""
         elif field.name == "withExec":
             used[said(field.args["args"])] = index
-    by_torch = {"torch==" in command: index for command, index in used.items()}
-    assert by_torch == {True: "cresset-torch-index-url", False: "cresset-index-url"}
+    downloads = {command: index for command, index in used.items() if " download " in command}
+    by_torch = {"torch==" in command: index for command, index in downloads.items()}
+    assert by_torch == {True: "cresset-torch-index-url", False: usual}
 
 
 def test_without_an_index_no_secret_is_made() -> None:

@@ -90,11 +90,21 @@ TABLE: tuple[Bad, ...] = (
     flag("cuda-version", "11.8", "no wheel for CUDA 11.8", "set CUDA_VERSION=13.2"),
     flag("cuda-version", "99.1", "no row for CUDA 99.1", "the nearest"),
     flag("python-version", "3.13.1", "not a minor version", "allowed: 3.13"),
-    flag("python-version", "3.8", "torch 2.15.0", "set PYTHON_VERSION=3.11"),
+    flag("python-version", "3.8", "the pinned pip needs Python 3.10", "set PYTHON_VERSION=3.11"),
+    flag("python-version", "3.10", "torch 2.15.0", "set PYTHON_VERSION=3.11"),
+    Bad("a simple image of an old Python", "plan simple --python-version 3.9",
+        ("PYTHON_VERSION='3.9'", "the pinned pip needs Python 3.10", "set PYTHON_VERSION=3.10")),
+    *(Bad(f"a distribution whose python3 is old, {more}",
+          f"plan {more} --linux-distro ubuntu --distro-version 20.04",
+          ("1 mistake", "DISTRO_VERSION='20.04'", "ubuntu 20.04 is 3.8", "set DISTRO_VERSION=22.04",
+           "https://pip.pypa.io/en/stable/news/"))
+      for more in ("simple", "train --python-version 3.12")),
     # Compute capabilities
     flag("cca", "86", "not a compute capability", "8.6, 8.6+PTX"),
     flag("cca", "8.6,7.5", "not a compute capability", "'7.5 8.6+PTX'"),
     flag("cca", "Amper", "not a compute capability", "Ampere"),
+    *(flag("cca", word, "one image for every architecture", "name the GPUs", "leave CCA empty")
+      for word in ("All", "common", "Common+PTX")),
     flag("cca", "4.2", "no row for compute capability 4.2", "the nearest"),
     flag("cca", "auto", "no NVIDIA driver answers", "name the compute capability"),
     flag("cca", "6.1", "none of it runs on 6.1", "allowed: 7.5 8.0"),
@@ -115,7 +125,11 @@ TABLE: tuple[Bad, ...] = (
     Bad("archive that is not asked for", "plan --base-archive no.tar",
         ("BASE_ARCHIVE='no.tar'", "BASE_SOURCE=archive", "set both or neither")),
     Bad("bootstrap of Ubuntu", "plan --base-source bootstrap --linux-distro ubuntu",
-        ("BASE_SOURCE='bootstrap'", "ubuntu 24.04", "auto, image, archive")),
+        ("LINUX_DISTRO='ubuntu'", "ubuntu 24.04 is not bootstrapped", "set BASE_SOURCE=image")),
+    Bad("archive beside an image",
+        "plan --base-source archive --base-archive reqs/pip-train.requirements.txt "
+        "--base-image debian:13",
+        ("1 mistake", "BASE_IMAGE='debian:13'", "one or the other", "leave BASE_IMAGE out")),
     Bad("bootstrap beside an image", "plan --base-source bootstrap --base-image debian:13",
         ("BASE_SOURCE='bootstrap'", "BASE_IMAGE", "auto, image, archive")),
     # Time zone, paths, people
@@ -139,14 +153,25 @@ TABLE: tuple[Bad, ...] = (
         ("TRUSTED_HOST='host'", "no http:// index has it", "update-ca-certificates")),
     flag("registry", "https://ghcr.io/me", "it has no scheme", "ghcr.io/team"),
     flag("registry", "ghcr.io/Me", "lower case", "ghcr.io/team"),
+    flag("registry", "localhost:65536", "ports end at 65535", "localhost:5000"),
+    *(flag("image-name", name, "not an image name", "one or two _", "cresset:my-tag")
+      for name in ("a..b", "a//b", "a.-b", "a___b", "a._b")),
+    Bad("a mirror with a password", "plan --deb-old http://deb.debian.org "
+        "--deb-new http://me:p@ss@mirror", ("1 mistake", "DEB_NEW='http://***@mirror'",
+        "the image's apt sources", "auth.conf", "http://host")),
+    Bad("an old mirror with a token", "plan --deb-old http://token@mirror --deb-new http://mirror",
+        ("1 mistake", "DEB_OLD='http://***@mirror'", "auth.conf", "http://host")),
+    Bad("a mirror that speaks TLS", "plan --deb-old http://deb.debian.org "
+        "--deb-new https://mirror", ("1 mistake", "DEB_NEW='https://mirror'",
+        "no CA certificates", "apt checks signatures", "allowed: http://host")),
     flag("image-name", "cresset:", "not an image name", "cresset:my-tag"),
     # .env
-    file("unknown key", ".env", "PYTORCH_TAG=v2.6.0\n", "PYTORCH_TAG='v2.6.0'",
+    file("unknown key", ".env", "PYTORCH_TAG=v2.6.0\n", "PYTORCH_TAG='***'",
          "did you mean PYTORCH_VERSION_TAG?"),
-    file("unknown key like no other", ".env", "XYZZY=1\n", "XYZZY='1'", "take the line out"),
-    file("no equals sign", ".env", "\nTZ=UTC\n\nCCA: 8.6\n", ".env:4='CCA: 8.6'", "NAME=value"),
+    file("unknown key like no other", ".env", "XYZZY=1\n", "XYZZY='***'", "take the line out"),
+    file("no equals sign", ".env", "\nTZ=UTC\n\nCCA: 8.6\n", ".env:4='CCA***'", "NAME=value"),
     file("no value", ".env", "CCA\n", ".env:1='CCA'", "NAME=value"),
-    file("open quote", ".env", "CCA='8.6\n", ".env:1", "CCA='8.6", "NAME=value"),
+    file("open quote", ".env", "CCA='8.6\n", ".env:1='CCA=***'", "NAME=value"),
     file("not text", ".env", b"TZ=\xff\xfe\n", ".env=''", "it is not UTF-8 text", "mend it"),
     Bad("a folder", "plan", (".env=''", "Is a directory", "mend it"), files={".env/x": ""}),
     Bad("bad value of the file", "plan", ("TZ='Mars/Base'", "(from .env)", "tz database"),
@@ -154,6 +179,8 @@ TABLE: tuple[Bad, ...] = (
     # reqs/
     Bad("no reqs/", "plan", (APT, PIP, "No such file", "run from a check"), files={"reqs": None}),
     file("apt: not a name", APT, "git\nGit LFS\n", f"{APT}:2='Git LFS'", "name==version"),
+    *(file(f"apt: {name}", APT, f"{name}\n", f"{APT}:1='{name}'", "remove this", "name==version")
+      for name in ("git-", "git==1.0-")),
     file("apt: a range", APT, "git>=2.30\n", f"{APT}:1='git>=2.30'", "name==version"),
     file("apt: not a marker", APT, "git; python > 3\n", f"{APT}:1", "not an environment marker"),
     file("apt: a marker without sense", APT, "git; sys_platform ~= 'linux'\n", f"{APT}:1",
@@ -175,8 +202,15 @@ TABLE: tuple[Bad, ...] = (
     file("pip: another torchvision", PIP, "TorchVision<0.2\n", f"{PIP}:1='TorchVision<0.2'",
          "contradicts", "TORCHVISION_VERSION_TAG", verb="build"),
     # Several at once
-    Bad("mistakes in every source", "plan --uid me", ("UID='me'", "TZ='Nowhere'", "XYZZY='1'",
+    Bad("mistakes in every source", "plan --uid me", ("UID='me'", "TZ='Nowhere'", "XYZZY='***'",
         "3 mistakes"), environ={"TZ": "Nowhere"}, files={".env": "XYZZY=1\n"}),
+    Bad("mistakes found early and late", "plan --cca 6.1 --python-version 3.99 --uid me",
+        ("XYZZY=", "UID='me'", "CCA='6.1'", "PYTHON_VERSION='3.99'", "4 mistakes"),
+        files={".env": "XYZZY=1\n"}),
+    Bad("nothing that only follows from a mistake", "plan --cuda-version twelve --cca 6.1 "
+        "--base-source arch --base-archive no.tar --deb-old me --deb-new http://mirror "
+        "--python-version 3.99", ("CUDA_VERSION=", "BASE_SOURCE=", "BASE_ARCHIVE=", "No such file",
+        "DEB_OLD=", "PYTHON_VERSION=", "5 mistakes")),
     Bad("mistakes in files too", "plan --cca 99.9 --linux-distro ubuntu --python-version 3.6",
         ("CCA='99.9'", "PYTHON_VERSION='3.6'", f"{APT}:1", f"{PIP}:1", "4 mistakes"),
         files={APT: "A B\n", PIP: "-r no.txt\n"}),

@@ -18,7 +18,7 @@ def spec(target: str = "", **settings: str) -> ImageSpec:
 def spec_in(folder: Path, target: str = "", **settings: str) -> ImageSpec:
     """Return the spec of these settings and of no other on this machine."""
     loaded = load(settings, environ={}, env_file=Path("/nonexistent/.env"))
-    return image_spec(loaded.settings, target, folder=folder)
+    return image_spec(loaded.settings, target, folder=folder, problems=loaded.problems)
 
 
 def arches(text: str) -> list[Arch]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 
+from pipeline.host import user
 from pipeline.settings import NAMES, RETIRED
+from pipeline.settings import shown as printable
+from pipeline.spec import Arch
 from tests.unit.running import Result, run
 
 pytestmark = pytest.mark.usefixtures("checkout")
@@ -111,7 +115,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(key: str, nearest: str) -> N
     ENV.write_text(f"{key}=1\n")
     result = run("config")
     assert result.code == 2
-    assert f"{key}='1'" in result.err
+    assert f"{key}='***'" in result.err
     assert f"did you mean {nearest}?" in result.err
 
 
@@ -129,7 +133,87 @@ def test_keys_of_compose_and_of_a_source_build_are_let_be(key: str) -> None:
     succeeded(run("config"))
 
 
+# Secrets
+
+SECRET = "s3cr3t"  # noqa: S105 - of nobody
+
+
+@pytest.mark.parametrize(
+    ("line", "left"),
+    [
+        (f"HF_TOKEN={SECRET}", "HF_TOKEN='***'"),
+        (f"HF_TOKEN='{SECRET}", ".env:1='HF_TOKEN=***'"),
+        (f"export HF_TOKEN = '{SECRET}", ".env:1='export HF_TOKEN =***'"),
+        (f"HF_TOKEN: {SECRET}", ".env:1='***'"),
+        (SECRET, ".env:1='***'"),
+        (f"INDEX_URL=me:{SECRET}@host/simple", "INDEX_URL='***@host/simple'"),
+        (f"REGISTRY=me:{SECRET}@ghcr.io", "REGISTRY='***@ghcr.io'"),
+        (f"TRUSTED_HOST={SECRET}@host", "TRUSTED_HOST='***@host'"),
+    ],
+)
+def test_no_mistake_prints_a_secret(line: str, left: str) -> None:
+    ENV.write_text(f"{line}\n")
+    result = run("plan")
+    assert result.code == 2
+    assert left in result.err
+    assert SECRET not in result.err
+
+
+@pytest.mark.parametrize(
+    "userinfo", ["TOKEN", "me:pass", "me:p@ss", "me:p:ss", ":pass", "TOKEN:", "me:p/ss", "me:p@/s"]
+)
+def test_no_part_of_a_user_in_a_url_is_shown(userinfo: str) -> None:
+    assert printable(f"https://{userinfo}@host:8080/simple") == "https://***@host:8080/simple"
+
+
+def test_what_has_no_user_is_shown_as_it_is() -> None:
+    assert printable("https://host/simple") == "https://host/simple"
+    digest = f"debian@sha256:{'0' * 64}"
+    assert printable(digest, "BASE_IMAGE") == digest
+
+
 # env and over
+
+
+def test_env_writes_the_gpus_of_the_machine() -> None:
+    run("env", gpus=(Arch.parse("8.6"), Arch.parse("9.0")))
+    assert shown()["CCA"] == ("8.6 9.0", ".env")
+
+
+@pytest.mark.parametrize("name", ["CORP\\jdoe", "domain users", "1me"])
+def test_env_writes_no_name_that_would_be_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(user, "_user", lambda _: name)
+    monkeypatch.setattr(user, "_group", lambda _: name)
+    succeeded(run("env"))
+    assert shown()["USR"] == shown()["GRP"] == ("user", ".env")
+
+
+def test_a_full_disk_leaves_no_half_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = set(Path.cwd().iterdir())
+    monkeypatch.setattr(Path, "hardlink_to", full)
+    result = run("env")
+    assert result.code == 1
+    assert "No space left on device" in result.err
+    assert set(Path.cwd().iterdir()) == before
+
+
+def test_config_and_over_name_every_mistake() -> None:
+    ENV.write_text("XYZZY=1\nTZ=Nowhere\n")
+    for verb in ("config", "over"):
+        result = run(verb)
+        assert result.code == 2
+        assert "2 mistakes" in result.err
+    assert not Path("docker-compose.override.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["a.b", "a_b", "a__b", "a---b", "team/a-b.c", "Cresset:My-Tag"])
+def test_names_that_docker_takes_are_taken(name: str) -> None:
+    assert shown("--image-name", name)["IMAGE_NAME"] == (name, "flag")
 
 
 def test_env_writes_a_commented_file_that_loads_as_it_is() -> None:
