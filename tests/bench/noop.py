@@ -105,7 +105,7 @@ def command(*argv: str) -> Callable[[], float]:
 
 def buildx(folder: Path, tag: str) -> Callable[[], float]:
     """Return a function that builds an equal Dockerfile, its base already loaded into Docker."""
-    spec = validate.image_spec(settings.load(environ={}).settings, "simple")
+    spec = validate.image_spec(settings.load(environ={}, env_file=Path("none")).settings, "simple")
     archive = base_archive(spec.base, lambda line: print(line, file=sys.stderr))
     import_base(archive)
     text = DOCKERFILE.format(base=BASE, apt=" ".join(spec.apt), pip=reqs.PIP_TRAIN)

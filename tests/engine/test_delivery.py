@@ -150,10 +150,8 @@ def test_a_registry_that_is_broken(
 
 def test_a_server_that_speaks_no_http(checkout: Checkout) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        thread = threading.Thread(target=greet, args=[server])
-        thread.start()
+        threading.Thread(target=greet, args=[server], daemon=True).start()
         said = refused(checkout, f"localhost:{server.getsockname()[1]}")
-        thread.join()
     assert "cannot be reached" in said
 
 

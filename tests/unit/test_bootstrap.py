@@ -14,6 +14,8 @@ import pytest
 
 from pipeline.errors import BuildError
 from pipeline.host import bootstrap
+from pipeline.validate import recipe
+from tests.unit.running import ROOT
 from tests.unit.specs import spec
 
 BASE = spec().base
@@ -154,3 +156,13 @@ def test_a_mirror_with_a_password_does_not_get_into_the_image(
     monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/apt-get")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
     assert ("mirror" in bootstrap._machine_sources(BASE)) is used
+
+
+def test_how_a_base_is_made_is_part_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, read = recipe(ROOT / "reqs"), Path.read_bytes
+
+    def changed(path: Path) -> bytes:
+        return read(path) + (b"# new" if path.name == "bootstrap.py" else b"")
+
+    monkeypatch.setattr(Path, "read_bytes", changed)
+    assert recipe(ROOT / "reqs") != before

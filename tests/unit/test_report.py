@@ -17,6 +17,7 @@ pytestmark = pytest.mark.usefixtures("checkout")
 
 
 def work(it: Report) -> None:
+    it.watched = True
     with it.stage("base"):
         it.output("Get:1 trixie\n")
     with it.stage("torch"):
@@ -44,6 +45,12 @@ def test_plain_lines_say_what_starts_and_how_it_ends(capsys: pytest.CaptureFixtu
     assert "\x1b" not in err
     assert it.cached() == ["base"]
     assert list(it.seconds()) == ["base", "torch"]
+
+
+def test_without_word_from_the_engine_nothing_is_said_to_be_cached() -> None:
+    with reporting("build", ["base"]) as it, it.stage("base"):
+        pass
+    assert it.cached() == []
 
 
 def test_the_first_line_names_the_log_however_long(
