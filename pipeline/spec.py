@@ -109,6 +109,8 @@ class TorchSpec(Frozen):
     cuda: str
     index: str
     """PyTorch's index of the wheels of that CUDA version; empty where PyPI has them."""
+    constraints: tuple[str, ...] = ()
+    """What must hold of other packages beside them, as pip constraints."""
 
 
 class ReqsFile(Frozen):

@@ -234,7 +234,13 @@ def _torch(
     wheel = rules.wheel_for(release, cuda)
     if isinstance(wheel, Problem):
         return None
-    return TorchSpec(version=release.version, vision=vision, cuda=wheel.cuda, index=wheel.index_url)
+    return TorchSpec(
+        version=release.version,
+        vision=vision,
+        cuda=wheel.cuda,
+        index=wheel.index_url,
+        constraints=rules.companions(release),
+    )
 
 
 def _version(version: str, tag: str, from_source: bool) -> str:

@@ -209,6 +209,15 @@ def check_wheel(
     )
 
 
+def companions(torch: TorchRelease) -> tuple[str, ...]:
+    """Return what must hold of other packages beside these wheels, as pip constraints.
+
+    Wheels up to 2.2 were compiled against NumPy 1 and break on 2
+    (https://github.com/pytorch/pytorch/issues/107302).
+    """
+    return ("numpy<2",) if numbers(torch.version) < (2, 3) else ()
+
+
 def wheel_for(torch: TorchRelease, cuda: str) -> Wheel | Problem:
     """Return the prebuilt wheel for the minor version of `cuda`."""
     release = cuda_release(cuda)

@@ -99,7 +99,9 @@ def python(spec: ImageSpec) -> str:
 
 def pip_install(container: Container, spec: ImageSpec, binary: File, inputs: Inputs) -> Container:
     """Return the container with reqs/pip-train in its virtual environment, in one layer."""
-    pins = f"torch=={spec.torch.version}\ntorchvision=={spec.torch.vision}\n" if spec.torch else ""
+    pins: list[str] = []
+    if (torch := spec.torch) is not None:
+        pins = [f"torch=={torch.version}", f"torchvision=={torch.vision}", *torch.constraints]
     args = [
         "pip", "install", "--python", f"{VENV}/bin/python", "--compile-bytecode",
         "--link-mode", "copy", "--constraint", _CONSTRAINTS,
@@ -107,7 +109,7 @@ def pip_install(container: Container, spec: ImageSpec, binary: File, inputs: Inp
     ]  # fmt: skip
     return (
         container.with_mounted_directory(_REQS, inputs.pip_train)
-        .with_mounted_file(_CONSTRAINTS, dag.file("constraints.txt", pins))
+        .with_mounted_file(_CONSTRAINTS, dag.file("constraints.txt", "\n".join(pins)))
         # uv takes a relative path in any of these files from the folder that it runs in.
         .with_workdir(_REQS)
         .with_(lambda ready: uv(ready, binary, inputs, args))

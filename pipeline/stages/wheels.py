@@ -20,10 +20,11 @@ def wheels(installer: Container, spec: ImageSpec, torch: TorchSpec, inputs: Inpu
         f"{INSTALLER}/bin/pip", "--python", python(spec), "download", "--no-cache-dir",
         "--progress-bar", "off", "--only-binary", ":all:", "--dest", _OUT,
     ]  # fmt: skip
+    wanted = [f"torch=={torch.version}", f"torchvision=={torch.vision}", *torch.constraints]
     pinned = [*download, "--require-hashes", "--requirement", PINS]
     fetched = (
         fetcher.with_(inputs.network.for_torch)
-        .with_exec([*download, f"torch=={torch.version}", f"torchvision=={torch.vision}"])
+        .with_exec([*download, *wanted])
         .with_(inputs.network.out_of)
         .with_(inputs.network.for_packages)
         .with_mounted_file(PINS, inputs.pip_build)
