@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from pipeline.engine.select import Choice
     from pipeline.report import Report
     from pipeline.stages.inputs import Inputs
+
+
+# What a first build took, by `du` of the engine's state and dist/ after it (README, Figures).
+_TORCH_BYTES = 14_000_000_000
+_SIMPLE_BYTES = 2_000_000_000
 
 
 @dataclass(frozen=True)
@@ -82,9 +88,25 @@ def build(
         with report.stage("engine", in_engine=False):
             choice = select.choose(settings.engine, report.say)
             report.note(f"engine: {choice.kind} ({choice.reason})")
+            if choice.kind == "local" and (warning := _warning_of_disk(spec)):
+                report.note(warning)
         from pipeline.engine import session  # noqa: PLC0415
 
         return session.run(_run(spec, settings, where, choice, report, refresh_base=refresh_base))
+
+
+def _warning_of_disk(spec: ImageSpec) -> str:
+    """Return what to say where a first build may not fit beside the local engine's state."""
+    from pipeline.engine import local  # noqa: PLC0415 - as in build
+
+    free = shutil.disk_usage(local.log_path().parent).free
+    wanted = _TORCH_BYTES if spec.torch else _SIMPLE_BYTES
+    if free >= wanted:
+        return ""
+    return (
+        f"disk: {free / 1e9:.1f} GB are free, and a first build takes about {wanted / 1e9:.0f} GB; "
+        "if it ends for want of room, `python -m pipeline engine prune` makes some"
+    )
 
 
 async def _run(

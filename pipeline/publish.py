@@ -335,11 +335,24 @@ def _half_written(path: Path) -> Iterator[Path]:
     """Yield a name beside `path` to write to; what is left under it afterwards goes."""
     # By process: two builds may write the same archive at once.
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    for other in path.parent.glob(f".{path.name}.*.part"):
+        if not _lives(int(other.suffixes[-2][1:])):  # it was killed, and left gigabytes
+            other.unlink(missing_ok=True)
     try:
         yield part
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
 
 
 def _read_archive(path: Path) -> tuple[str, dict[str, str]]:

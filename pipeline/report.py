@@ -166,7 +166,7 @@ class Report:
             with self._lock:
                 stage.seconds = stage.elapsed()
                 stage.state, self._current = state, None
-                self._write(f"=== {name}: {state} after {stage.seconds:.1f} s\n")
+                self._write(f"\n=== {name}: {state} after {stage.seconds:.1f} s\n")
                 self.view.changed(stage)
 
     def note(self, text: str) -> None:
@@ -252,7 +252,7 @@ def _new_log(verb: str) -> Path:
     path = folder / f"{now:%Y%m%d-%H%M%S-%f}-{verb}.log"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for old in sorted(folder.glob("*.log"))[: -_KEEP_LOGS + 1]:
+        for old in sorted(folder.glob("*.log"), key=_modified)[: -_KEEP_LOGS + 1]:
             old.unlink(missing_ok=True)
         path.touch()
     except OSError as error:
@@ -262,6 +262,10 @@ def _new_log(verb: str) -> Path:
             next_step="free disk space, or name another folder in XDG_STATE_HOME",
         ) from error
     return path
+
+
+def _modified(path: Path) -> float:
+    return path.stat().st_mtime
 
 
 def _heartbeat(report: Report, stop: threading.Event) -> None:

@@ -19,8 +19,9 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 # The engine plans a whole chain at once and says so in spans that end at once; those in which a
-# step of it is really worked on, rather than taken from the cache, have names that start so.
-_WORK: Final = "resume "
+# step of it is really worked on, rather than taken from the cache, have names that start so. The
+# other steps take no time, and are told of so late that they would count for the next stage.
+_WORK: Final = ("resume from", "resume import", "resume withExec")
 
 
 @dataclass(frozen=True)
@@ -106,4 +107,4 @@ def _tell_spans(body: bytes, watcher: Watcher, seen: set[bytes]) -> None:
                 # A live span is sent twice, at its start and at its end.
                 if span.name.startswith(_WORK) and span.span_id not in seen:
                     seen.add(span.span_id)
-                    watcher.ran(span.name.removeprefix(_WORK))
+                    watcher.ran(span.name.removeprefix("resume "))

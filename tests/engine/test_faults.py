@@ -186,7 +186,8 @@ def test_without_root_it_says_so(checkout: Checkout, tmp_path: Path) -> None:
         "build", "simple", HOME=str(home)
     )
     assert ran.code == 4, ran.err
-    assert "root (run it under sudo -E)" in ran.err
+    assert "local: it needs root" in ran.err
+    assert "next: run it under sudo -E" in ran.err
     assert "Traceback" not in ran.err
 
 
@@ -197,7 +198,8 @@ def test_without_go_and_nothing_built_it_says_what_to_install(
     path = ":".join(str(folder) for folder in folders if not (folder / "go").exists())
     ran = checkout.cresset("build", "simple", PATH=path, XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert ran.code == 4, ran.err
-    assert "Go (install Go " in ran.err
+    assert "local: it needs Go" in ran.err
+    assert "next: install Go " in ran.err
     assert "Traceback" not in ran.err
 
 
