@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from pathlib import Path
 
@@ -113,7 +114,9 @@ def test_old_logs_go_and_the_newest_stay() -> None:
     with reporting("build", []) as first:
         pass
     for number in range(40):
-        (first.log.parent / f"20200101-0000{number:02}-build.log").write_text("old\n")
+        old = first.log.parent / f"20200101-0000{number:02}-build.log"
+        old.write_text("old\n")
+        os.utime(old, (number, number))
     with reporting("build", []) as it:
         pass
     left = sorted(it.log.parent.iterdir())
