@@ -49,6 +49,7 @@ def build(
     if outcome is None:
         # Not before: it takes longer than all of a build with nothing to do.
         validate.check_requirements(spec)
+        _note_driver(spec)
     if dry_run:
         _print_plan(spec, as_json=as_json)
         state = "is already in" if outcome else "would go to"
@@ -75,6 +76,7 @@ def plan(
 
     _, spec = _spec(flags, target)
     validate.check_requirements(spec)
+    _note_driver(spec)
     if mermaid:
         typer.echo(planning.mermaid(planning.plan(spec)))
     else:
@@ -91,6 +93,17 @@ def _spec(flags: dict[str, str], target: str) -> tuple[Settings, ImageSpec]:
     return loaded.settings, validate.image_spec(
         loaded.settings, target, gpus=capabilities, problems=loaded.problems
     )
+
+
+def _note_driver(spec: ImageSpec) -> None:
+    """Say it where this machine's driver is too old; the image may well be for another machine."""
+    from pipeline.compat import rules
+    from pipeline.host import gpu
+
+    if spec.torch is None or not (driver := gpu.driver()):
+        return
+    if problem := rules.check_driver(spec.torch.cuda, driver):
+        typer.echo(f"note: {problem}", err=True)
 
 
 def _print_plan(spec: ImageSpec, *, as_json: bool) -> None:

@@ -73,7 +73,10 @@ def _put(path: Path, content: str | bytes | None) -> None:
 
 
 def run(
-    *argv: str, environ: Mapping[str, str] | None = None, gpus: tuple[Arch, ...] = ()
+    *argv: str,
+    environ: Mapping[str, str] | None = None,
+    gpus: tuple[Arch, ...] = (),
+    driver: str = "",
 ) -> Result:
     """Return what ``cresset`` does with these arguments, on a machine with these GPUs."""
     from pipeline.__main__ import main  # noqa: PLC0415 - as late as in a real run
@@ -86,6 +89,7 @@ def run(
         mock.patch.object(sys.modules["__main__"], "__package__", None),
         mock.patch.dict(os.environ, environ or {}),
         mock.patch("pipeline.host.gpu.capabilities", return_value=list(gpus)),
+        mock.patch("pipeline.host.gpu.driver", return_value=driver),
         mock.patch("pipeline.publish.destination", return_value=Nowhere()),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),

@@ -254,3 +254,12 @@ def test_what_is_there_is_never_overwritten(verb: str, name: str) -> None:
 def test_over_names_the_service(service: str) -> None:
     succeeded(run("over", "--service", service))
     assert f"\n  {service}:\n" in Path("docker-compose.override.yaml").read_text()
+
+
+@pytest.mark.usefixtures("checkout")
+def test_a_driver_that_is_too_old_for_the_image_is_said_and_does_not_stop_it() -> None:
+    planned = run("plan", driver="535.54.03")
+    assert planned.code == 0
+    assert "needs driver 580" in planned.err
+    assert "535.54.03" in planned.err
+    assert "driver" not in run("plan", driver="595.58.03").err
