@@ -32,6 +32,7 @@ from tests import services
 
 ROOT = Path(__file__).parents[2]
 BUILD_SECONDS = 1800
+ENV = shutil.which("env") or "env"
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,9 @@ class Running:
 
     def __init__(self, args: tuple[str, ...], folder: Path, env: Mapping[str, str]) -> None:
         self._begun = time.monotonic()
+        # A shell starts what it puts into the background, these tests perhaps, deaf to SIGINT.
         self.process = subprocess.Popen(
-            args,
+            (ENV, "--default-signal=INT", *args),
             cwd=folder,
             env=env,
             stdin=subprocess.DEVNULL,
