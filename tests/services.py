@@ -18,6 +18,8 @@ from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from pip._internal.models.index import PyPI
+
 _READY_SECONDS = 20.0
 
 _CONFIG = """\
@@ -176,7 +178,7 @@ def package_index(login: str = "") -> Iterator[Index]:
     index = Index(login=login)
     index.open.set()
     basic = f"Basic {base64.b64encode(login.encode()).decode()}"
-    upstream = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple").rstrip("/")
+    upstream = os.environ.get("PIP_INDEX_URL", PyPI.simple_url).rstrip("/")
 
     def answer(request: Asked) -> Answer:
         kind, _, name = request.path.strip("/").partition("/")

@@ -11,6 +11,7 @@ import shutil
 import stat
 import sys
 
+CACHES = ("~/.cache/pip", "~/.cache/uv")
 COMPILERS = ("cc", "gcc", "g++", "c++", "clang", "nvcc", "cicc", "ptxas")
 
 
@@ -21,9 +22,7 @@ def main():
         "compilers": [path for name in COMPILERS for path in [shutil.which(name)] if path],
         "apt_lists": left_over("/var/lib/apt/lists/*Packages*"),
         "apt_archives": left_over("/var/cache/apt/archives/*.deb"),
-        "caches": [
-            path for path in ("/root/.cache/pip", "/root/.cache/uv") if os.path.exists(path)
-        ],
+        "caches": [path for path in map(os.path.expanduser, CACHES) if os.path.exists(path)],
         "homes": [home(path) for path in glob.glob("/home/*")],
         "build_leftovers": left_over("/mnt/*") + left_over("/tmp/*"),
         "cuda_libraries": cuda_libraries(),

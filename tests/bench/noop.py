@@ -40,8 +40,8 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \\
     apt-get update -q && apt-get install -q -y --no-install-recommends {apt}
 RUN python3 -m venv /opt/venv
 COPY {pip} /tmp/
-RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=ca \
-    PIP_CERT=/run/secrets/ca /opt/venv/bin/pip install -q -r /tmp/{pip}
+RUN --mount=type=cache,target=/mnt/pip --mount=type=secret,id=ca \
+    PIP_CACHE_DIR=/mnt/pip PIP_CERT=/run/secrets/ca /opt/venv/bin/pip install -q -r /tmp/{pip}
 RUN ln -snf /usr/share/zoneinfo/UTC /etc/localtime
 """
 

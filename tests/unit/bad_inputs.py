@@ -143,7 +143,7 @@ TABLE: tuple[Bad, ...] = (
     flag("index-url", "ftp://host/simple", "not an http or https URL", "https://host/simple"),
     flag("extra-index-url", "host/simple", "not an http or https URL", "https://host/simple"),
     flag("deb-new", "http://mirror", "DEB_OLD and DEB_NEW go together", "set both or neither"),
-    Bad("DEB_OLD without DEB_NEW", "plan --deb-old http://deb.debian.org",
+    Bad("DEB_OLD without DEB_NEW", "plan --deb-old http://archive.example",
         ("DEB_NEW=''", "DEB_OLD and DEB_NEW go together", "set both or neither")),
     Bad("trust in a host that speaks TLS",
         "plan --index-url https://host/simple --trusted-host host",
@@ -156,12 +156,12 @@ TABLE: tuple[Bad, ...] = (
     flag("registry", "localhost:65536", "ports end at 65535", "localhost:5000"),
     *(flag("image-name", name, "not an image name", "one or two _", "cresset:my-tag")
       for name in ("a..b", "a//b", "a.-b", "a___b", "a._b")),
-    Bad("a mirror with a password", "plan --deb-old http://deb.debian.org "
+    Bad("a mirror with a password", "plan --deb-old http://archive.example "
         "--deb-new http://me:p@ss@mirror", ("1 mistake", "DEB_NEW='http://***@mirror'",
         "the image's apt sources", "auth.conf", "http://host")),
     Bad("an old mirror with a token", "plan --deb-old http://token@mirror --deb-new http://mirror",
         ("1 mistake", "DEB_OLD='http://***@mirror'", "auth.conf", "http://host")),
-    Bad("a mirror that speaks TLS", "plan --deb-old http://deb.debian.org "
+    Bad("a mirror that speaks TLS", "plan --deb-old http://archive.example "
         "--deb-new https://mirror", ("1 mistake", "DEB_NEW='https://mirror'",
         "no CA certificates", "apt checks signatures", "allowed: http://host")),
     flag("image-name", "cresset:", "not an image name", "cresset:my-tag"),

@@ -41,7 +41,7 @@ SHAPING: list[dict[str, str]] = [
     {"base_source": "image"},
     {"base_source": "bootstrap"},
     {"base_image": "mirror.local/debian:trixie-slim"},
-    {"deb_old": "http://deb.debian.org", "deb_new": "http://mirror"},
+    {"deb_old": "http://archive.example", "deb_new": "http://mirror"},
     {"compression": "zstd"},
     {"service": "simple"},
 ]
