@@ -196,8 +196,9 @@ async def _base(
     archive = Path(settings.base_archive)
     if spec.source != "archive":
         archive = await to_thread.run_sync(lambda: base_archive(spec, report.say, refresh=refresh))
-    origin = f"{'archive' if spec.source == 'archive' else 'bootstrap'} {archive.name}"
-    origin = f"{origin}@sha256:{_sha256(archive)}"
+    made_by = "archive" if spec.source == "archive" else "bootstrap"
+    # A BASE_ARCHIVE was hashed for the key already.
+    origin = f"{made_by} {archive.name}@sha256:{spec.archive_sha256 or _sha256(archive)}"
     return await stage.with_apt_mirror(stage.base_from_archive(str(archive)), spec).sync(), origin
 
 

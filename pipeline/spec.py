@@ -112,6 +112,11 @@ class TorchSpec(Frozen):
     constraints: tuple[str, ...] = ()
     """What must hold of other packages beside them, as pip constraints."""
 
+    @property
+    def pins(self) -> tuple[str, str]:
+        """The two packages as pip requirements."""
+        return f"torch=={self.version}", f"torchvision=={self.vision}"
+
 
 class ReqsFile(Frozen):
     """A file of ``reqs/`` that enters the build, with the hash that puts it into the key."""

@@ -99,9 +99,7 @@ def python(spec: ImageSpec) -> str:
 
 def pip_install(container: Container, spec: ImageSpec, binary: File, inputs: Inputs) -> Container:
     """Return the container with reqs/pip-train in its virtual environment, in one layer."""
-    pins: list[str] = []
-    if (torch := spec.torch) is not None:
-        pins = [f"torch=={torch.version}", f"torchvision=={torch.vision}", *torch.constraints]
+    pins = [*spec.torch.pins, *spec.torch.constraints] if spec.torch else []
     args = [
         "pip", "install", "--python", f"{VENV}/bin/python", "--compile-bytecode",
         "--link-mode", "copy", "--constraint", _CONSTRAINTS,

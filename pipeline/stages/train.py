@@ -55,7 +55,7 @@ def torch_layer(
     inputs: Inputs,
 ) -> Container:
     """Return the container with the wheels installed into a new virtual environment."""
-    packages = ["pip", f"torch=={torch.version}", f"torchvision=={torch.vision}"]
+    packages = ["pip", *torch.pins]
     if spec.mkl:
         packages.append("intel-openmp")
     install = [

@@ -20,7 +20,7 @@ def wheels(installer: Container, spec: ImageSpec, torch: TorchSpec, inputs: Inpu
         f"{INSTALLER}/bin/pip", "--python", python(spec), "download", "--no-cache-dir",
         "--progress-bar", "off", "--only-binary", ":all:", "--dest", _OUT,
     ]  # fmt: skip
-    wanted = [f"torch=={torch.version}", f"torchvision=={torch.vision}", *torch.constraints]
+    wanted = [*torch.pins, *torch.constraints]
     pinned = [*download, "--require-hashes", "--requirement", PINS]
     fetched = (
         fetcher.with_(inputs.network.for_torch)
