@@ -2,7 +2,7 @@
 # Settings go on the line (make build CCA=8.6), into the shell, or into .env.
 
 .DEFAULT_GOAL := build
-.PHONY: help env over config plan build build-only test test-slow lint format bench docs lock clean
+.PHONY: help env over config plan build build-only wheels test test-slow test-torch lint format bench docs lock clean
 
 PYTHON ?= python3
 CRESSET := .venv/bin/python -m pipeline
@@ -24,11 +24,15 @@ build: $(READY)  ## Build, check and deliver the image; prints its digest refere
 	@$(CRESSET) build
 build-only: $(READY)  ## The same, starting no container.
 	@$(CRESSET) build-only
+wheels: $(READY)  ## Compile torch and torchvision as the settings say; prints the wheels' files.
+	@$(CRESSET) wheels
 test: $(TESTABLE)  ## Lint, type-check and test, on the real engine too.
 	@.venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy && .venv/bin/pytest -m "not slow"
 test-slow: $(TESTABLE)  ## The tests that take longer, with a Docker daemon of their own.
 	@command -v dockerd >/dev/null || apt-get install -q -y --no-install-recommends docker.io
-	@.venv/bin/pytest -m slow
+	@.venv/bin/pytest -m "slow and not hours"
+test-torch: $(TESTABLE)  ## Compile PyTorch itself, for hours; cut off, it goes on where it stopped.
+	@.venv/bin/pytest -m hours -s
 lint: $(READY)  ## Lint and type-check.
 	@.venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy
 format: $(READY)  ## Format the code, and mend what the linter can.
@@ -51,7 +55,8 @@ $(READY): requirements.lock pyproject.toml
 	@if [ "$$(id -u)" = 0 ]; then $(CRESSET) engine requirements --install >&2; fi
 	@touch $@
 
-# The tests publish to a real registry, which they start themselves.
+# The tests start a real registry, Redis and git server themselves, and compile with a real ccache.
+TOOLS := ccache docker-registry gcc git redis-server
 $(TESTABLE): $(READY)
-	@command -v docker-registry >/dev/null || (apt-get update -q && apt-get install -q -y --no-install-recommends docker-registry)
+	@command -v $(TOOLS) >/dev/null && [ "$$(command -v $(TOOLS) | wc -l)" = $(words $(TOOLS)) ] || (apt-get update -q && apt-get install -q -y --no-install-recommends $(TOOLS) libc6-dev)
 	@touch $@

@@ -1,4 +1,6 @@
-"""The cache volumes: the only caller of ``dag.cache_volume``.
+"""The caches: volumes of the engine, and where compiled objects are shared beside them.
+
+Nothing else calls ``dag.cache_volume``.
 
 A volume's identity is its key together with its sharing mode, so each is defined once, here. The
 keys name what breaks reuse (the distribution, the tool), never a date.
@@ -6,11 +8,26 @@ keys name what breaks reuse (the distribution, the tool), never a date.
 
 from __future__ import annotations
 
-from dagger import CacheSharingMode, CacheVolume, Container, dag
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Final
+from urllib.parse import urlsplit
+
+import platformdirs
+from dagger import CacheSharingMode, CacheVolume, Container, PortForward, Secret, dag
+
+from pipeline.host import objects as served_objects
 
 APT_ARCHIVES = "/var/cache/apt"
 APT_LISTS = "/var/lib/apt/lists"
 UV = "/mnt/uv-cache"
+COMPILER = "/ccache"
+
+_HOST: Final = "cresset-cache"
+_PORT: Final = 8377
+# ccache gives up on a connection after 0.1 s by itself, which a tunnel may take.
+_ADDRESS: Final = f"http://{_HOST}:{_PORT}|connect-timeout=5000|operation-timeout=60000"
+_FOLDER_BYTES: Final = 30_000_000_000
 
 
 def apt(distribution: str, codename: str) -> tuple[CacheVolume, CacheVolume]:
@@ -29,6 +46,11 @@ def uv() -> CacheVolume:
     return dag.cache_volume("uv", sharing=CacheSharingMode.SHARED)
 
 
+def compiler() -> CacheVolume:
+    """Return the volume for compiled objects, which any number of compiles may use at once."""
+    return dag.cache_volume("ccache", sharing=CacheSharingMode.SHARED)
+
+
 def with_apt(container: Container, distribution: str, codename: str) -> Container:
     """Return the container with apt's caches mounted; ``without_apt`` takes them out again."""
     archives, lists = apt(distribution, codename)
@@ -40,3 +62,33 @@ def with_apt(container: Container, distribution: str, codename: str) -> Containe
 def without_apt(container: Container) -> Container:
     """Return the container without apt's caches."""
     return container.without_mount(APT_ARCHIVES).without_mount(APT_LISTS)
+
+
+@contextlib.asynccontextmanager
+async def objects(url: str, note: Callable[[str], None]) -> AsyncIterator[Secret]:
+    """Yield where compiles share their objects, as ccache takes it; a volume alone is lost easily.
+
+    Redis and HTTP are spoken to by ccache itself. A folder (the default is one of this machine's
+    user), S3 and the like are served from here as long as the context is open.
+    """
+    url = url or str(platformdirs.user_cache_path("cresset") / "ccache")
+    if urlsplit(url).scheme in {"redis", "rediss", "http", "https"}:
+        yield dag.set_secret("cresset-compiler-cache", url)
+        return
+    with served_objects.serving(url) as served:
+        # Reached by its name from every container of the session without being bound to any: a
+        # binding would be part of the engine's cache key, and nothing compiled ever found again.
+        service = (
+            dag.host()
+            .service([PortForward(backend=served.port, frontend=_PORT)])
+            .with_hostname(_HOST)
+        )
+        service = await service.start()
+        try:
+            yield dag.set_secret("cresset-compiler-cache", _ADDRESS)
+        finally:
+            service = await service.stop()
+    if folder := served_objects.folder_of(url):
+        served_objects.trim(folder, _FOLDER_BYTES)
+    if served.broken:
+        note(f"the compiler cache could not be used: {served.broken}")

@@ -138,6 +138,12 @@ class PublishError(CressetError):
     exit_code = 7
 
 
+class Unfinished(CressetError):
+    """The deadline came before the end of a compile; what is compiled so far is kept."""
+
+    exit_code = 8
+
+
 class Interrupted(CressetError):
     """Ctrl-C; the exit code is the one shells give it (128 + SIGINT)."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.spec import ImageSpec
+from pipeline.spec import ImageSpec, SourceSpec, TorchSpec
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,24 @@ def plan(spec: ImageSpec) -> tuple[Step, ...]:
     )
     base = f"{spec.base.distribution} {spec.base.version} from {_SOURCES[source]}"
     python = f"Python {spec.python}, certificates, time zones, jemalloc"
+    if spec.target == "devel" and spec.torch is not None:
+        ready = (
+            step
+            for step in _compiling(spec.torch)
+            if step.name not in {"torch-wheel", "torch-check"}
+            and not step.name.startswith("torchvision")
+        )
+        return (
+            Step("base", base),
+            *ready,
+            Step(
+                "apt",
+                f"{len(spec.apt)} packages of reqs/apt-train",
+                ("torch-tools", "torch-source"),
+            ),
+            Step("image", "time zone, environment, labels", ("apt",)),
+            *_ENDING,
+        )
     steps = [
         Step("base", base),
         Step("installer", "pinned pip and uv, thrown away after", ("base",)),
@@ -34,8 +52,11 @@ def plan(spec: ImageSpec) -> tuple[Step, ...]:
     below_apt = "system"
     if spec.torch is not None:
         torch = f"torch {spec.torch.version} and torchvision {spec.torch.vision}"
+        compiling = _compiling(spec.torch)
+        made = tuple(step.name for step in compiling if step.name.endswith("-wheel"))
         steps += [
-            Step("wheels", f"wheels for CUDA {spec.torch.cuda}", ("installer",)),
+            *compiling,
+            Step("wheels", f"wheels for CUDA {spec.torch.cuda}", ("installer", *made)),
             Step("torch", torch, ("system", "installer", "wheels")),
         ]
         below_apt = "torch"
@@ -44,10 +65,58 @@ def plan(spec: ImageSpec) -> tuple[Step, ...]:
         Step("apt", f"{len(spec.apt)} packages of reqs/apt-train", (below_apt,)),
         Step("pip", "packages of reqs/pip-train", ("apt", "installer")),
         Step("image", "time zone, environment, labels", ("pip",)),
-        Step("verify", "checks made inside the image", ("image",)),
-        Step("deliver", "registry, Docker, or a file in dist/", ("image", "verify")),
+        *_ENDING,
     )
 
+
+def wheel_plan(spec: ImageSpec) -> tuple[Step, ...]:
+    """Return the steps that compile the wheels of the image and write them to a folder."""
+    compiling = _compiling(spec.torch) if spec.torch else ()
+    made = tuple(step.name for step in compiling if step.name.endswith("-wheel"))
+    base, installer, *_ = plan(spec)
+    return (base, installer, *compiling, Step("export", "the wheels, in a folder", made))
+
+
+def _compiling(torch: TorchSpec) -> tuple[Step, ...]:
+    """Return the steps that compile, none where all comes from an index."""
+    steps: list[Step] = []
+    for wheel in torch.compiled:
+        tools = wheel.toolchain
+        if not steps:
+            makes = f"CUDA {tools.cuda} by {tools.cuda_source}, GCC {tools.gcc}, {tools.tools.name}"
+            steps.append(Step("toolchain", makes, ("base",)))
+        needs: tuple[str, ...] = ("toolchain",)
+        name = wheel.package
+        if wheel.magma and wheel.magma.source.kind != "apt":
+            steps += [
+                Step("magma-source", _from(wheel.magma.source), ("base",)),
+                Step("magma", f"MAGMA {wheel.magma.version} for {wheel.arch_list}",
+                     ("magma-source", "toolchain")),
+            ]  # fmt: skip
+            needs = (*needs, "magma")
+        checked: tuple[str, ...] = ("toolchain", "installer", f"{name}-wheel")
+        if name == "torchvision":
+            needs = (*needs, "installer", *(["torch-check"] if torch.torch_wheel else []))
+            checked = ("torchvision-tools", *checked)
+        steps += [
+            Step(f"{name}-tools", "what it needs beside the toolchain", needs),
+            Step(f"{name}-source", _from(wheel.source), ("base",)),
+            Step(f"{name}-wheel", f"{name} {wheel.version} for {wheel.arch_list}",
+                 (f"{name}-tools", f"{name}-source")),
+            Step(f"{name}-check", "GPU code, features and libraries of the wheel", checked),
+        ]  # fmt: skip
+    return tuple(steps)
+
+
+def _from(source: SourceSpec) -> str:
+    at = source.ref or source.sha256[:12]
+    return f"source by {source.kind}: {source.public_location}{f' at {at}' if at else ''}"
+
+
+_ENDING = (
+    Step("verify", "checks made inside the image", ("image",)),
+    Step("deliver", "registry, Docker, or a file in dist/", ("image", "verify")),
+)
 
 _SOURCES = {
     "auto": "a registry, else by mmdebstrap",

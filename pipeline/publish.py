@@ -95,7 +95,7 @@ class Registry:
                     f"{self.repository}:{tag}", forced_compression=_forced(spec.compression)
                 )
         except dagger.QueryError as error:
-            raise _refused(self.repository, str(error)) from error
+            raise refused(self.repository, str(error)) from error
         delivered = self.find(spec)
         if delivered is None:
             raise PublishError(
@@ -106,43 +106,57 @@ class Registry:
         return delivered
 
     def _manifest(self, tag: str, spec: ImageSpec) -> Delivered | None:
-        import requests  # noqa: PLC0415 - needed only where a registry is named
-
-        host, _, path = self.repository.partition("/")
-        try:
-            response = _get(host, path, tag)
-        except requests.RequestException as error:
-            raise PublishError(
-                f"the registry {host} cannot be reached",
-                why=_innermost(error),
-                next_step="check REGISTRY, the network and the machine's CA certificates",
-            ) from error
-        if response.status_code == requests.codes.not_found:
+        found = manifest(self.repository, tag)
+        if found is None:
             return None
-        if response.status_code in {requests.codes.unauthorized, requests.codes.forbidden}:
-            raise _refused(self.repository, f"{response.status_code} {response.reason}")
-        if response.status_code != requests.codes.ok:
-            raise PublishError(
-                f"the registry {host} answers with {response.status_code} {response.reason}",
-                why=response.text[:200],
-                next_step="try again, or look into the registry's log",
-            )
-        try:
-            manifest = response.json()
-            digest = response.headers["Docker-Content-Digest"]
-            size = sum(blob["size"] for blob in [manifest["config"], *manifest["layers"]])
-        except (ValueError, LookupError, TypeError) as error:
-            raise PublishError(
-                f"{host} is not a registry, or something before it answers in its place",
-                why=f"it was asked for a manifest and says {response.text[:200]!r}",
-                next_step="check REGISTRY, and the machine's proxies",
-            ) from error
+        digest, size = found
         return Delivered(
             ref=f"{self.repository}:{spec.variant}@{digest}",
             digest=digest,
             size=size,
             next_step=f"docker pull {self.repository}:{spec.variant}",
         )
+
+
+def manifest(repository: str, tag: str) -> tuple[str, int] | None:
+    """Return digest and size in bytes of what a registry has under a tag, None if nothing.
+
+    Raises:
+        PublishError: the registry cannot be asked, or answers with anything else.
+
+    """
+    import requests  # noqa: PLC0415 - needed only where a registry is named
+
+    host, _, path = repository.partition("/")
+    try:
+        response = _get(host, path, tag)
+    except requests.RequestException as error:
+        raise PublishError(
+            f"the registry {host} cannot be reached",
+            why=_innermost(error),
+            next_step="check REGISTRY, the network and the machine's CA certificates",
+        ) from error
+    if response.status_code == requests.codes.not_found:
+        return None
+    if response.status_code in {requests.codes.unauthorized, requests.codes.forbidden}:
+        raise refused(repository, f"{response.status_code} {response.reason}")
+    if response.status_code != requests.codes.ok:
+        raise PublishError(
+            f"the registry {host} answers with {response.status_code} {response.reason}",
+            why=response.text[:200],
+            next_step="try again, or look into the registry's log",
+        )
+    try:
+        content = response.json()
+        digest = response.headers["Docker-Content-Digest"]
+        size = sum(blob["size"] for blob in [content["config"], *content["layers"]])
+    except (ValueError, LookupError, TypeError) as error:
+        raise PublishError(
+            f"{host} is not a registry, or something before it answers in its place",
+            why=f"it was asked for a manifest and says {response.text[:200]!r}",
+            next_step="check REGISTRY, and the machine's proxies",
+        ) from error
+    return digest, size
 
 
 def _get(host: str, path: str, tag: str) -> Any:  # noqa: ANN401 - requests' Response
@@ -185,7 +199,8 @@ def _logins() -> dict[str, Any]:
     return empty | {name: content[name] for name in empty if content.get(name)}
 
 
-def _refused(repository: str, why: str) -> PublishError:
+def refused(repository: str, why: str) -> PublishError:
+    """Return the error of a registry that does not take, or does not show, what it is asked."""
     host = repository.partition("/")[0]
     step = "check the registry's log and free space"
     if re.search(r"\b(401|403|unauthorized|denied|forbidden)\b", why.lower()):

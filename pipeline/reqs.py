@@ -15,6 +15,7 @@ FOLDER = Path("reqs")
 APT_TRAIN = "apt-train.requirements.txt"
 PIP_TRAIN = "pip-train.requirements.txt"
 PIP_MKL = "pip-mkl.requirements.txt"
+BUILD_MKL = "build-mkl.requirements.txt"
 PIP_BUILD = "pip-build.requirements.txt"
 
 _APT = re.compile(

@@ -87,6 +87,15 @@ _NO_TLS = _matching(
     "a plain base has no CA certificates yet when it first reads its sources, so its first update "
     "would fail; apt checks signatures whatever the transport",
 )
+_PLACE = _matching(
+    r"(https|http|ssh|git)://\S+|[\w.-]+@[\w.-]+:\S+|[\w./~][^:]*", "not a URL and not a path"
+)
+_GIT = _matching(r"(https?|ssh|git)://\S+|[\w.-]+@[\w.-]+:\S*", "not the beginning of a git URL")
+_SHA256 = _matching(r"[0-9a-f]{64}", "not a sha256")
+_FLAGS = _matching(r"\s*([A-Z][A-Z0-9_]*=\S*\s*)*", "not words of the form NAME=value")
+_CACHE = _matching(
+    r"(redis|rediss|https?|s3|gs|az)://\S+|[/~.]\S*", "not a URL of a cache, nor a folder's path"
+)
 _NUMBER = _matching(r"\d{1,10}", "not a number")
 _NAME = _matching(r"[A-Za-z_][\w.-]*", "not a user or group name")
 _PATH = _matching(r"/\S*", "not an absolute path")
@@ -121,8 +130,9 @@ def _port(address: str) -> str:
 _LAST_PORT = 65535
 _PORT = AfterValidator(_port)
 
-IMAGE, BASE, MIRRORS, DELIVERY, ENGINE, START = (
-    "Image", "Base", "Mirrors", "Delivery", "Engine", "Container start",
+IMAGE, BASE, SOURCES, COMPILE, MIRRORS, DELIVERY, ENGINE, START = (
+    "Image", "Base", "Sources (BUILD_MODE=include)", "Compiling", "Mirrors", "Delivery", "Engine",
+    "Container start",
 )  # fmt: skip
 
 Onoff = Literal["include", "exclude"]
@@ -133,7 +143,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    service: Literal["train", "full", "simple"] = setting(
+    service: Literal["train", "full", "devel", "simple"] = setting(
         "train", "What to build; `full` is `train`.", group=IMAGE
     )
     build_mode: Onoff = setting(
@@ -201,6 +211,78 @@ class Settings(BaseModel):
         "", "Path of the OCI archive, if BASE_SOURCE=archive.", group=BASE, allowed="a file"
     )
 
+    torch_source: Literal["", "index", "git", "archive", "apt", "path"] = setting(
+        "", "Where torch comes from: a wheel of the package index, or source from a repository, a "
+        "tarball, the distribution's source package, a folder. Empty: by BUILD_MODE, `index` or "
+        "`git`.", group=SOURCES,
+    )  # fmt: skip
+    torch_url: Annotated[str, _PLACE] = setting(
+        "", "Its repository, tarball (URL or path) or folder. Empty: upstream's repository.",
+        group=SOURCES, allowed="a URL or a path",
+    )  # fmt: skip
+    torch_ref: Annotated[str, _TAG] = setting(
+        "", "Its tag, branch or commit. Empty: PYTORCH_VERSION_TAG.", group=SOURCES,
+        allowed="a tag, branch or commit",
+    )  # fmt: skip
+    torch_sha256: Annotated[str, _SHA256] = setting(
+        "", "Hash of its tarball.", group=SOURCES, allowed="64 hexadecimal digits"
+    )
+    vision_source: Literal["", "index", "git", "archive", "apt", "path"] = setting(
+        "", "Where torchvision comes from; as TORCH_SOURCE.", group=SOURCES
+    )
+    vision_url: Annotated[str, _PLACE] = setting(
+        "", "As TORCH_URL.", group=SOURCES, allowed="a URL or a path"
+    )
+    vision_ref: Annotated[str, _TAG] = setting(
+        "", "As TORCH_REF.", group=SOURCES, allowed="a tag, branch or commit"
+    )
+    vision_sha256: Annotated[str, _SHA256] = setting(
+        "", "As TORCH_SHA256.", group=SOURCES, allowed="64 hexadecimal digits"
+    )
+    magma_source: Literal["auto", "archive", "git", "apt", "off"] = setting(
+        "auto", "Where MAGMA comes from; `auto` decides by the torch version and says why.",
+        group=SOURCES,
+    )  # fmt: skip
+    magma_release: Annotated[str, _VERSION] = setting(
+        "", "MAGMA's release. Empty: the one that suits torch and CUDA.", group=SOURCES,
+        allowed="2.9.0",
+    )  # fmt: skip
+    magma_url: Annotated[str, _PLACE] = setting(
+        "", "As TORCH_URL.", group=SOURCES, allowed="a URL or a path"
+    )
+    magma_ref: Annotated[str, _TAG] = setting(
+        "", "As TORCH_REF.", group=SOURCES, allowed="a tag, branch or commit"
+    )
+    magma_sha256: Annotated[str, _SHA256] = setting(
+        "", "As TORCH_SHA256.", group=SOURCES, allowed="64 hexadecimal digits"
+    )
+    cuda_source: Literal["auto", "image", "apt", "wheels"] = setting(
+        "auto", "Where the CUDA compiler comes from: the nvidia/cuda devel image, the "
+        "distribution's packages, or the package index (CUDA 13).", group=SOURCES,
+    )  # fmt: skip
+    torch_flags: Annotated[str, _FLAGS] = setting(
+        "", "Build flags of PyTorch beside those that Cresset sets, or against them.",
+        group=COMPILE, allowed="NAME=value words, as USE_DISTRIBUTED=0 USE_FLASH_ATTENTION=0",
+    )  # fmt: skip
+    max_jobs: Annotated[str, _NUMBER] = setting(
+        "", "Compile jobs. Empty: from the memory and the cores of the machine that compiles.",
+        group=COMPILE, allowed="a number such as 8",
+    )  # fmt: skip
+    wheel_store: Literal["auto", "off"] = setting(
+        "auto", "Keep compiled wheels, in REGISTRY beside the images, else in a folder of this "
+        "machine, and take them from there.", group=COMPILE,
+    )  # fmt: skip
+    cache_url: Annotated[str, _CACHE] = setting(
+        "", "Where compiled objects are shared. Empty: a folder of this machine.", group=COMPILE,
+        allowed="redis://host:6379, http(s)://host/path, s3://bucket/prefix, or a folder",
+    )  # fmt: skip
+    git_old: Annotated[str, _GIT] = setting(
+        "", "Beginning of git URLs to replace, those of submodules too.", group=MIRRORS,
+        allowed="https://github.com/",
+    )  # fmt: skip
+    git_new: Annotated[str, _GIT] = setting(
+        "", "What to put in its place.", group=MIRRORS, allowed="https://git.example.com/mirror/"
+    )
     index_url: Annotated[str, _URL] = setting(
         "", "Python package index in place of PyPI.", group=MIRRORS,
         allowed="https://host/simple",
@@ -276,7 +358,7 @@ RETIRED: Mapping[str, str] = {
     "IMAGE_NAME_FULL": "use IMAGE_NAME",
     "INTERACTIVE_MODE": "every image can be published; the user is applied at start",
     "LOCK_MODE": "conda-lock went with conda",
-    "MAGMA_VERSION": "MAGMA follows CUDA and PyTorch by itself",
+    "MAGMA_VERSION": "MAGMA follows CUDA and PyTorch by itself; MAGMA_RELEASE chooses another",
     "NGC_MONTH": "the ngc service is not part of this version",
     "NGC_YEAR": "the ngc service is not part of this version",
     "PYTORCH_FETCH_NIGHTLY": "nightly wheels are not in the compatibility tables",
@@ -288,8 +370,9 @@ RETIRED: Mapping[str, str] = {
 """Variables of the original that no longer do anything, and what does it now."""
 
 _ADDRESSES = {
-    "BASE_IMAGE", "DEB_NEW", "DEB_OLD", "EXTRA_INDEX_URL", "INDEX_URL", "PYTORCH_INDEX_URL",
-    "REGISTRY", "TRUSTED_HOST",
+    "BASE_IMAGE", "CACHE_URL", "DEB_NEW", "DEB_OLD", "EXTRA_INDEX_URL", "GIT_NEW", "GIT_OLD",
+    "INDEX_URL", "MAGMA_URL", "PYTORCH_INDEX_URL", "REGISTRY", "TORCH_URL", "TRUSTED_HOST",
+    "VISION_URL",
 }  # fmt: skip
 
 HIDDEN = "***"
@@ -399,7 +482,7 @@ def _read_env_file(path: Path) -> tuple[dict[str, str], list[Problem], list[str]
         if key in RETIRED:
             notes.append(f"{path}: {key} is not used any more: {RETIRED[key]}")
         elif re.fullmatch(r"USE_\w+|BUILD_\w+", key):
-            notes.append(f"{path}: {key} has an effect only where PyTorch is compiled")
+            notes.append(f"{path}: {key} goes into TORCH_FLAGS, for where PyTorch is compiled")
         else:
             nearest = difflib.get_close_matches(key.upper(), list(NAMES), 1, 0.6)
             problems.append(

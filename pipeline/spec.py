@@ -9,10 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 PLATFORM: Final = "linux/amd64"
 
@@ -77,7 +83,8 @@ class Arch(Frozen):
         )
 
 
-Target = Literal["train", "simple"]
+Target = Literal["train", "devel", "simple"]
+SourceKind = Literal["git", "archive", "apt", "path"]
 BaseSource = Literal["auto", "image", "archive", "bootstrap"]
 Compression = Literal["gzip", "zstd", "uncompressed"]
 
@@ -101,8 +108,104 @@ class BaseSpec(Frozen):
     """Text in the apt sources to replace, and its replacement."""
 
 
+class ReqsFile(Frozen):
+    """A file of ``reqs/`` that enters the build, with the hash that puts it into the key."""
+
+    name: str
+    sha256: str
+
+
+class SourceSpec(Frozen):
+    """Which source a package is compiled from, and where it comes from."""
+
+    kind: SourceKind
+    location: str
+    """A repository, a tarball (URL or path), a source package, or a folder of this machine."""
+    ref: str = ""
+    """Of a repository: the tag, or the commit that a branch stood at."""
+    sha256: str = ""
+    """Of a tarball, or of all that git tracks in the folder."""
+
+    @property
+    def public_location(self) -> str:
+        """Where it lies, without a login that a URL may hold."""
+        return re.sub(r"(?<=://)[^/]*@", "", self.location)
+
+    @model_serializer(mode="wrap")
+    def _by_content(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out where it lies if it is known by its hash, and a login that is in the URL."""
+        content: dict[str, Any] = serialize(self)
+        return content | {"location": "" if self.sha256 else self.public_location}
+
+
+class ToolchainSpec(Frozen):
+    """What compiles: CUDA, the host compiler, and the tools that the torch release builds with."""
+
+    base: BaseSpec
+    cuda: str
+    cuda_source: Literal["image", "apt", "wheels"]
+    gcc: str
+    python: str
+    python_from_distribution: bool
+    tools: ReqsFile
+    """Build tools of the torch release's era, each pinned with its hashes."""
+    libraries: tuple[str, ...]
+    """cuDNN and the like from the package index, as pip pins; headers and libraries are in them."""
+    blas: Literal["", "mkl", "openblas"]
+    """What torch is linked to; empty where only torchvision is compiled."""
+
+
+class MagmaSpec(Frozen):
+    """The MAGMA that torch links: the distribution's, or compiled for the wanted architectures."""
+
+    source: SourceSpec
+    version: str
+    patches: tuple[str, ...] = ()
+    """What this release needs for this CUDA and torch: words of ``sed -i``."""
+
+
+class WheelSpec(Frozen):
+    """One compiled wheel: everything that shapes it. `key` is its name in the wheel store."""
+
+    package: Literal["torch", "torchvision"]
+    version: str
+    """With the local part that tells it from the official wheel's: ``2.6.0+cu124``."""
+    source: SourceSpec
+    toolchain: ToolchainSpec
+    arches: tuple[Arch, ...]
+    flags: tuple[tuple[str, str], ...]
+    """Environment of the build, sorted: what PyTorch's and torchvision's own setup read."""
+    requires: tuple[str, ...]
+    """Packages with the CUDA libraries it runs on, as pip pins."""
+    magma: MagmaSpec | None = None
+    torch: str = ""
+    """Of torchvision: the version of the torch it is linked to."""
+    torch_key: str = ""
+    """Of torchvision: the key of that torch, if it is compiled."""
+    recipe: str
+    """Hash of the stages that compile."""
+
+    @property
+    def arch_list(self) -> str:
+        """``TORCH_CUDA_ARCH_LIST``."""
+        return ";".join(map(str, self.arches))
+
+    @property
+    def variant(self) -> str:
+        """The readable name: ``torch-2.6.0-cu124-sm86-py313-trixie``."""
+        version = self.version.replace("+", "-")
+        python = "py" + self.toolchain.python.replace(".", "")
+        codename = self.toolchain.base.codename
+        return f"{self.package}-{version}-{sm(self.arches)}-{python}-{codename}"
+
+    @cached_property
+    def key(self) -> str:
+        """Sha256 of the canonical JSON of everything that shapes the wheel."""
+        return _digest(self.model_dump(mode="json"))
+
+
 class TorchSpec(Frozen):
-    """The torch and torchvision wheels of one CUDA version."""
+    """torch and torchvision for one CUDA version: official wheels, or compiled ones."""
 
     version: str
     vision: str
@@ -111,18 +214,20 @@ class TorchSpec(Frozen):
     """PyTorch's index of the wheels of that CUDA version; empty where PyPI has them."""
     constraints: tuple[str, ...] = ()
     """What must hold of other packages beside them, as pip constraints."""
+    torch_wheel: WheelSpec | None = None
+    vision_wheel: WheelSpec | None = None
 
     @property
     def pins(self) -> tuple[str, str]:
         """The two packages as pip requirements."""
-        return f"torch=={self.version}", f"torchvision=={self.vision}"
+        torch = self.torch_wheel.version if self.torch_wheel else self.version
+        vision = self.vision_wheel.version if self.vision_wheel else self.vision
+        return f"torch=={torch}", f"torchvision=={vision}"
 
-
-class ReqsFile(Frozen):
-    """A file of ``reqs/`` that enters the build, with the hash that puts it into the key."""
-
-    name: str
-    sha256: str
+    @property
+    def compiled(self) -> tuple[WheelSpec, ...]:
+        """The wheels that are compiled, in the order in which one needs the other."""
+        return tuple(wheel for wheel in (self.torch_wheel, self.vision_wheel) if wheel)
 
 
 class ImageSpec(Frozen):
@@ -147,6 +252,11 @@ class ImageSpec(Frozen):
     platform: Literal["linux/amd64"] = PLATFORM
 
     @property
+    def compiled(self) -> tuple[WheelSpec, ...]:
+        """The wheels that are compiled for it, in the order in which one needs the other."""
+        return self.torch.compiled if self.torch else ()
+
+    @property
     def variant(self) -> str:
         """The readable name: tag stem, test id and what ``--only`` matches."""
         parts: list[str] = [] if self.target == "train" else [self.target]
@@ -154,6 +264,8 @@ class ImageSpec(Frozen):
         if self.torch is not None:
             cuda = "".join(self.torch.cuda.split(".")[:2])
             parts += [f"torch{self.torch.version}", f"cu{cuda}"]
+            if self.compiled:
+                parts.append(sm(self.compiled[0].arches))
         return "-".join([*parts, self.base.codename])
 
     @cached_property
@@ -161,5 +273,16 @@ class ImageSpec(Frozen):
         """Sha256 of the canonical JSON of everything that shapes the image."""
         # The wheels hold the same code whichever GPU they are wanted for.
         shaping = self.model_dump(mode="json", exclude={"arches"})
-        canonical = json.dumps(shaping, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return _digest(shaping)
+
+
+def sm(arches: Sequence[Arch]) -> str:
+    """Return architectures as a part of a tag: ``sm75-86ptx``."""
+    return "sm" + "-".join(
+        f"{arch.major}{arch.minor}{arch.suffix}{'ptx' if arch.ptx else ''}" for arch in arches
+    )
+
+
+def _digest(shaping: dict[str, Any]) -> str:
+    canonical = json.dumps(shaping, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -16,6 +16,8 @@ from pipeline.compat.tables import Distribution
 from pipeline.errors import ConfigError, Problem
 from pipeline.settings import NAMES, Settings, allowed_values, shown
 from pipeline.spec import Arch, BaseSpec, ImageSpec, Target, TorchSpec
+from pipeline.validate_source import Resolve, Wanted, compiles, unresolved, wheel_specs
+from pipeline.validate_source import kind as kind_of
 
 T = TypeVar("T")
 
@@ -52,11 +54,15 @@ def image_spec(
     *,
     folder: Path = reqs.FOLDER,
     gpus: Callable[[], list[Arch]] = list,
+    resolve: Resolve = unresolved,
     problems: Sequence[Problem] = (),
+    wheels_only: bool = False,
 ) -> ImageSpec:
     """Return the image that the settings describe; `target` goes before SERVICE.
 
-    `gpus` answers with the compute capabilities of this machine, and is asked if CCA is ``auto``.
+    `gpus` answers with the compute capabilities of this machine, and is asked if CCA is ``auto``;
+    `resolve` with the commit of a branch. With `wheels_only` no image is made of it, so a torch
+    that is fetched only to link to need not have code for the wanted architectures.
     `problems` are those that reading the settings found, and are raised along with all others.
 
     Raises:
@@ -67,24 +73,41 @@ def image_spec(
     services = allowed_values(NAMES["SERVICE"])
     if target and target not in services.split(", "):
         mistakes.append(Problem("target", target, "not something to build", allowed=services))
-    kind: Target = "simple" if (target or settings.service) == "simple" else "train"
+    named = target or settings.service
+    kind: Target = "devel" if named == "devel" else "simple" if named == "simple" else "train"
     distribution = mistakes.unless(
         rules.distribution(settings.linux_distro, settings.distro_version)
     )
     arches = _arches(settings, mistakes, gpus)
     python = settings.python_version or (distribution.python if distribution else "")
-    torch = None
+    torch = wanted = None
     if kind == "simple" or mistakes.guess(*_CHOOSE_WHEEL):
         _check_python(settings, mistakes, python, distribution)
-    else:
-        torch = _torch(settings, mistakes, python, arches, distribution)
+    elif distribution is not None:
+        wanted = _wanted(settings, mistakes, python, arches, distribution)
+        if wanted is not None:
+            torch = _torch(settings, mistakes, wanted, wheels_only=wheels_only)
+    if kind == "devel" and kind_of(settings, "TORCH") == "index":
+        mistakes.append(
+            Problem(
+                "BUILD_MODE",
+                settings.build_mode,
+                "the devel image holds what compiles torch, and this torch is not compiled",
+                allowed="include",
+                next_step="set BUILD_MODE=include, or TORCH_SOURCE",
+            )
+        )
     _check_mirrors(settings, mistakes)
     _check_base_image(settings, mistakes)
     base = _base(settings, mistakes, distribution, torch) if distribution else None
+    if wanted is not None and torch is not None and base is not None and compiles(settings):
+        torch_wheel, vision_wheel, wrong = wheel_specs(settings, wanted, base, folder, resolve)
+        mistakes += wrong
+        torch = torch.model_copy(update={"torch_wheel": torch_wheel, "vision_wheel": vision_wheel})
     apt = _apt(folder, python, mistakes)
     pip, wrong = reqs.pip_files(folder, reqs.PIP_TRAIN)
     mistakes += wrong
-    written = [_as_written(problem, settings) for problem in mistakes]
+    written = dict.fromkeys(_as_written(problem, settings) for problem in mistakes)
     found = [*problems, *(problem for problem in written if problem.field not in mistakes.wrong)]
     if found or base is None or distribution is None:
         raise ConfigError(found)
@@ -105,14 +128,17 @@ def image_spec(
     )
 
 
-_CHOOSE_WHEEL = ("BUILD_MODE", "CUDA_VERSION", "PYTORCH_VERSION", "PYTORCH_VERSION_TAG")
+_CHOOSE_WHEEL = (
+    "BUILD_MODE", "CUDA_VERSION", "PYTORCH_VERSION", "PYTORCH_VERSION_TAG", "TORCH_SOURCE",
+    "VISION_SOURCE",
+)  # fmt: skip
 
 
 def _as_written(problem: Problem, settings: Settings) -> Problem:
     """Return the problem told of the variable that the user set; the rules know only the tags."""
     for name in ("PYTORCH_VERSION", "TORCHVISION_VERSION"):
         tag = f"{name}_TAG"
-        wheel = getattr(settings, name.lower()) if settings.build_mode == "exclude" else ""
+        wheel = "" if compiles(settings) else getattr(settings, name.lower())
         value = wheel or getattr(settings, tag.lower())
         if problem.field == tag and value:
             problem = replace(problem, field=name if wheel else tag, value=value)
@@ -195,48 +221,56 @@ def _check_python(
         mistakes += rules.check_installer(distribution, chosen)
 
 
-def _torch(
+def _wanted(
     settings: Settings,
     mistakes: _Mistakes,
     python: str,
     arches: list[Arch],
-    distribution: Distribution | None,
-) -> TorchSpec | None:
-    from_source = settings.build_mode == "include"
-    if from_source:
-        mistakes.append(
-            Problem(
-                "BUILD_MODE",
-                settings.build_mode,
-                "this version of Cresset installs wheels; the stages that compile are to come",
-                allowed="exclude",
-                next_step="leave BUILD_MODE out, or set it to exclude",
-            )
-        )
+    distribution: Distribution,
+) -> Wanted | None:
+    """Return which torch and torchvision are wanted, wherever they come from."""
+    from_source = compiles(settings)
     version = _version(settings.pytorch_version, settings.pytorch_version_tag, from_source)
     release = mistakes.unless(rules.torch_release(version)) if version else rules.newest_torch()
-    if release is None or distribution is None:
+    if release is None:
         return None
     vision = (
         _version(settings.torchvision_version, settings.torchvision_version_tag, from_source)
         or release.vision
     )
     cuda = settings.cuda_version or release.wheel.cuda
-    if from_source:
-        mistakes += rules.check_source(release, vision, python, cuda, arches, dist=distribution)
-        return None
-    old = rules.check_installer(distribution, settings.python_version, release)
+    return Wanted(release, vision, cuda, tuple(arches), python, distribution)
+
+
+def _torch(
+    settings: Settings, mistakes: _Mistakes, wanted: Wanted, *, wheels_only: bool
+) -> TorchSpec | None:
+    """Return torch as it is fetched, or the frame for what is compiled."""
+    release, cuda = wanted.release, wanted.cuda
+    if kind_of(settings, "TORCH") != "index":
+        mistakes += rules.check_source(
+            release, wanted.vision, wanted.python, cuda, wanted.arches, dist=wanted.distribution
+        )
+        return TorchSpec(
+            version=release.version,
+            vision=wanted.vision,
+            cuda=".".join(cuda.split(".")[:2]),
+            index="",
+            constraints=rules.companions(release),
+        )
+    old = rules.check_installer(wanted.distribution, settings.python_version, release)
     mistakes += old
     # Pip has said already what there is to say of a Python.
     about_python = "PYTHON_VERSION" if old else ""
-    found = rules.check_wheel(release, vision, python, cuda, arches)
+    covered = () if wheels_only else wanted.arches
+    found = rules.check_wheel(release, wanted.vision, wanted.python, cuda, covered)
     mistakes += (problem for problem in found if problem.field != about_python)
     wheel = rules.wheel_for(release, cuda)
     if isinstance(wheel, Problem):
         return None
     return TorchSpec(
         version=release.version,
-        vision=vision,
+        vision=wanted.vision,
         cuda=wheel.cuda,
         index=wheel.index_url,
         constraints=rules.companions(release),
@@ -343,6 +377,16 @@ def _check_mirrors(settings: Settings, mistakes: _Mistakes) -> None:
                 next_step="set both or neither",
             )
         )
+    together = bool(settings.git_old) == bool(settings.git_new)
+    if not together and not mistakes.guess("GIT_OLD", "GIT_NEW"):
+        mistakes.append(
+            Problem(
+                "GIT_NEW",
+                shown(settings.git_new, "GIT_NEW"),
+                "GIT_OLD and GIT_NEW go together",
+                next_step="set both or neither",
+            )
+        )
     if not settings.trusted_host or mistakes.guess(*_INDEXES):
         return
     schemes = {
@@ -402,8 +446,10 @@ def recipe(folder: Path) -> str:
     """Return the hash of what turns a spec into an image: base, stages, what they install by."""
     digest = hashlib.sha256()
     stages = resources.files("pipeline.stages")
-    for source in sorted((s for s in stages.iterdir() if s.name.endswith(".py")), key=str):
-        digest.update(source.read_bytes())
+    inside = resources.files("pipeline.stages.inside")
+    for source in sorted((*stages.iterdir(), *inside.iterdir()), key=str):
+        if source.name.endswith((".py", ".sh")):
+            digest.update(source.read_bytes())
     digest.update((resources.files("pipeline.host") / "bootstrap.py").read_bytes())
     for name in (reqs.PIP_BUILD, reqs.PIP_MKL):
         path = folder / name

@@ -203,3 +203,23 @@ def package_index(login: str = "") -> Iterator[Index]:
 
 def _project(wheel: str) -> str:
     return wheel.partition("-")[0].replace("_", "-")
+
+
+@contextlib.contextmanager
+def redis(folder: Path) -> Iterator[str]:
+    """Run a Redis with a password that containers reach; yield its URL."""
+    address, port, password = own_address(), free_port(), "secret"
+    command = ["redis-server", "--bind", address, "--port", str(port), "--requirepass", password,
+               "--save", "", "--dir", str(folder), "--maxmemory", "2gb"]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + _READY_SECONDS
+            while True:
+                with contextlib.suppress(OSError), socket.create_connection((address, port), 1):
+                    break
+                if time.monotonic() > deadline or process.poll() is not None:
+                    raise AssertionError("redis-server does not start")
+                time.sleep(0.05)
+            yield f"redis://:{password}@{address}:{port}"
+        finally:
+            process.terminate()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,15 +15,28 @@ import typer
 from pipeline.cli.options import takes_settings
 
 if TYPE_CHECKING:
+    from pipeline import records
+    from pipeline.plan import Step
     from pipeline.settings import Settings
     from pipeline.spec import ImageSpec
 
 PANEL = "Images"
 
-Target = Annotated[str, typer.Argument(help="train (or full) or simple; default: SERVICE.")]
+Target = Annotated[str, typer.Argument(help="train (or full), devel or simple; default: SERVICE.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Force = Annotated[bool, typer.Option("--force", help="Deliver even what is already there.")]
+Deadline = Annotated[
+    str,
+    typer.Option(
+        "--deadline",
+        envvar="DEADLINE",
+        help="Stop a compile in good order after this time: 170m, 5h.",
+    ),
+]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder to write the wheels to.", file_okay=False)
+]
 Pull = Annotated[bool, typer.Option("--pull", help="Make the bootstrapped base anew.")]
 
 
@@ -28,6 +46,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("build-only", rich_help_panel=PANEL, help="The same, starting no container.")(
         takes_settings(build)
     )
+    app.command(rich_help_panel=PANEL)(takes_settings(wheels))
     app.command(rich_help_panel=PANEL)(takes_settings(plan))
 
 
@@ -38,11 +57,13 @@ def build(
     dry_run: DryRun = False,
     force: Force = False,
     pull: Pull = False,
+    deadline: Deadline = "",
 ) -> None:
     """Build, check and deliver an image; print its digest reference."""
     from pipeline import build as building
     from pipeline import publish, validate
 
+    until = _until(deadline)
     settings, spec = _spec(flags, target)
     where = publish.destination(settings.registry, settings.image_name)
     outcome = None if force or pull else building.found(spec, where)
@@ -56,12 +77,45 @@ def build(
         typer.echo(f"the image {state} {where.name}", err=True)
         return
     if outcome is None:
-        outcome = building.build(spec, settings, where, refresh_base=pull)
+        outcome = building.build(spec, settings, where, refresh_base=pull, deadline=until)
         typer.echo(f"delivered to {where.name}", err=True)
     else:
         typer.echo(f"nothing to do: {spec.variant} is in {where.name} already", err=True)
     typer.echo(f"next: {outcome.delivered.next_step}", err=True)
     typer.echo(json.dumps(outcome.as_json()) if as_json else outcome.delivered.ref)
+
+
+def wheels(
+    flags: dict[str, str],
+    output: Output = Path("dist"),
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+    deadline: Deadline = "",
+) -> None:
+    """Compile torch and torchvision as BUILD_MODE or their sources say; print the wheels' files."""
+    from pipeline import build as building
+    from pipeline import plan as planning
+    from pipeline.errors import ConfigError, Problem
+
+    until = _until(deadline)
+    settings, spec = _spec(flags, "train", wheels_only=True)
+    if spec.torch is None or not spec.torch.compiled:
+        raise ConfigError(
+            [
+                Problem(
+                    "BUILD_MODE",
+                    settings.build_mode,
+                    "takes wheels as they are on the index, and there is nothing to compile",
+                    next_step="set BUILD_MODE=include, or TORCH_SOURCE or VISION_SOURCE; "
+                    "`pip download` fetches the official wheels",
+                )
+            ]
+        )
+    if dry_run:
+        _print_steps(planning.wheel_plan(spec))
+        return
+    files = building.wheels(spec, settings, output, deadline=until)
+    typer.echo(json.dumps([str(file) for file in files]) if as_json else "\n".join(map(str, files)))
 
 
 def plan(
@@ -72,26 +126,52 @@ def plan(
 ) -> None:
     """Show what a build would do, and the image's variant and key."""
     from pipeline import plan as planning
-    from pipeline import validate
+    from pipeline import records, store, validate
 
-    _, spec = _spec(flags, target)
+    settings, spec = _spec(flags, target)
     validate.check_requirements(spec)
     _note_driver(spec)
     if mermaid:
         typer.echo(planning.mermaid(planning.plan(spec)))
-    else:
-        _print_plan(spec, as_json=as_json)
+        return
+    expected = records.expected(spec.compiled, store.store(settings))
+    _print_plan(spec, as_json=as_json, expected=expected)
 
 
-def _spec(flags: dict[str, str], target: str) -> tuple[Settings, ImageSpec]:
+def _until(deadline: str) -> float:
+    """Return when a time from now is, in seconds since the epoch; 0 if none is given."""
+    from pipeline.errors import ConfigError, Problem
+
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", deadline)
+    seconds = 0
+    if match:
+        hours, minutes, rest = (int(number or 0) for number in match.groups())
+        seconds = hours * 3600 + minutes * 60 + rest
+    if deadline and not seconds:
+        raise ConfigError(
+            [Problem("--deadline", deadline, "not a time from now", allowed="170m, 5h or 5h30m")]
+        )
+    return time.time() + seconds if deadline else 0
+
+
+def _spec(
+    flags: dict[str, str], target: str, *, wheels_only: bool = False
+) -> tuple[Settings, ImageSpec]:
     from pipeline import settings, validate
+    from pipeline.host import repository
     from pipeline.host.gpu import capabilities
 
     loaded = settings.load(flags)
     for note in loaded.notes:
         typer.echo(f"note: {note}", err=True)
+    mirror = (loaded.settings.git_old, loaded.settings.git_new)
     return loaded.settings, validate.image_spec(
-        loaded.settings, target, gpus=capabilities, problems=loaded.problems
+        loaded.settings,
+        target,
+        gpus=capabilities,
+        resolve=lambda url, ref: repository.commit(url, ref, mirror),
+        problems=loaded.problems,
+        wheels_only=wheels_only,
     )
 
 
@@ -106,7 +186,9 @@ def _note_driver(spec: ImageSpec) -> None:
         typer.echo(f"note: {problem}", err=True)
 
 
-def _print_plan(spec: ImageSpec, *, as_json: bool) -> None:
+def _print_plan(
+    spec: ImageSpec, *, as_json: bool, expected: Sequence[records.Expected] = ()
+) -> None:
     from pipeline.plan import plan
 
     steps = plan(spec)
@@ -115,10 +197,19 @@ def _print_plan(spec: ImageSpec, *, as_json: bool) -> None:
             "variant": spec.variant,
             "key": spec.key,
             "steps": [{"name": s.name, "makes": s.makes, "needs": s.needs} for s in steps],
+            "compile": [dataclasses.asdict(it) for it in expected],
         }
         typer.echo(json.dumps(content))
         return
     typer.echo(f"variant  {spec.variant}\nkey      {spec.key}\n")
+    _print_steps(steps)
+    if expected:
+        typer.echo()
+    for it in expected:
+        typer.echo(f"{it.package + '-wheel':<18} {it}")
+
+
+def _print_steps(steps: Sequence[Step]) -> None:
     for step in steps:
         after = f"after {', '.join(step.needs)}" if step.needs else ""
-        typer.echo(f"{step.name:<10} {step.makes:<52} {after}".rstrip())
+        typer.echo(f"{step.name:<18} {step.makes:<52} {after}".rstrip())

@@ -39,7 +39,7 @@ FLAVORS = ("base", "runtime", "devel")
 def torch_release(version: str) -> TorchRelease | Problem:
     """Return the row of a torch release, given as ``2.6.0`` or as its git tag ``v2.6.0``."""
     found = tables.torch().get(_bare(version))
-    return found or _no_row("PYTORCH_VERSION_TAG", version, "torch", tables.torch(), RELEASES)
+    return found or no_row("PYTORCH_VERSION_TAG", version, "torch", tables.torch(), RELEASES)
 
 
 def newest_torch() -> TorchRelease:
@@ -57,25 +57,25 @@ def distribution(name: str, version: str = "") -> Distribution | Problem:
     named = [row for row in distributions() if row.name == name.lower()]
     if not named:
         known = dict.fromkeys(row.name for row in distributions())
-        return _no_row("LINUX_DISTRO", name, "distribution", known, distributions()[0].source)
+        return no_row("LINUX_DISTRO", name, "distribution", known, distributions()[0].source)
     if not version:
         return named[-1]
     found = next((row for row in named if version.lower() in (row.version, row.codename)), None)
     known = dict.fromkeys(row.version for row in named)
-    return found or _no_row("DISTRO_VERSION", version, name, known, named[-1].source)
+    return found or no_row("DISTRO_VERSION", version, name, known, named[-1].source)
 
 
 def cuda_release(version: str) -> CudaRelease | Problem:
     """Return the row of a CUDA release, given as ``12.4`` or ``12.4.1``."""
-    found = tables.cuda().get(_minor(version))
-    return found or _no_row("CUDA_VERSION", version, "CUDA", tables.cuda(), TOOLKITS)
+    found = tables.cuda().get(minor(version))
+    return found or no_row("CUDA_VERSION", version, "CUDA", tables.cuda(), TOOLKITS)
 
 
 def known_arch(arch: Arch) -> Problem | None:
     """Return the problem of a compute capability that no row speaks of."""
     if arch.number in tables.arches():
         return None
-    return _no_row("CCA", str(arch), "compute capability", tables.arches(), CAPABILITIES)
+    return no_row("CCA", str(arch), "compute capability", tables.arches(), CAPABILITIES)
 
 
 def named_archs() -> Mapping[str, tuple[Arch, ...]]:
@@ -87,7 +87,7 @@ def known_python(version: str) -> Problem | None:
     """Return the problem of a Python that neither a distribution nor a torch on record has."""
     if version in (known := _pythons()):
         return None
-    return _no_row(
+    return no_row(
         "PYTHON_VERSION", version, "Python", known, "https://devguide.python.org/versions/"
     )
 
@@ -171,10 +171,10 @@ def check_python(torch: TorchRelease, python: str, *, prebuilt: bool = False) ->
 
     `prebuilt` also refuses the Pythons that torch supports as experimental but has no wheels for.
     """
-    minor = _minor(python)
+    wanted = minor(python)
 
     def supports(row: TorchRelease) -> bool:
-        return minor in row.pythons.stable or (minor in row.pythons.preview and not prebuilt)
+        return wanted in row.pythons.stable or (wanted in row.pythons.preview and not prebuilt)
 
     if supports(torch):
         return None
@@ -188,8 +188,8 @@ def check_python(torch: TorchRelease, python: str, *, prebuilt: bool = False) ->
         python,
         f"torch {torch.version} does not go with this Python: {own.reason}",
         allowed=allowed,
-        next_step=f"set PYTHON_VERSION={_nearest(minor, own.stable)}"
-        + (f", or PYTORCH_VERSION_TAG=v{_nearest(torch.version, others)}" if others else ""),
+        next_step=f"set PYTHON_VERSION={nearest(wanted, own.stable)}"
+        + (f", or PYTORCH_VERSION_TAG=v{nearest(torch.version, others)}" if others else ""),
         source=own.source,
     )
 
@@ -413,7 +413,7 @@ def _cuda_window(torch: TorchRelease, cuda: str) -> Problem | None:
         cuda,
         f"torch {torch.version} compiles with CUDA {torch.cuda}: {torch.cuda.reason}",
         allowed=", ".join(inside),
-        next_step=f"set CUDA_VERSION={_nearest(cuda, inside)}",
+        next_step=f"set CUDA_VERSION={nearest(cuda, inside)}",
         source=torch.cuda.source,
     )
 
@@ -425,7 +425,7 @@ def _compilable(torch: TorchRelease, cuda: CudaRelease, asked: str, arch: Arch) 
     row = tables.arches()[arch.number]
     if _name(arch) not in cuda.archs:
         targets = [it.version for it in tables.cuda().values() if _name(arch) in it.archs]
-        other = _cuda_that_compiles(torch, asked, arch) or _nearest(asked, targets)
+        other = _cuda_that_compiles(torch, asked, arch) or nearest(asked, targets)
         return Problem(
             "CCA",
             str(arch),
@@ -491,7 +491,7 @@ def _cuda_that_compiles(torch: TorchRelease, wanted: str, arch: Arch) -> str:
         if torch.cuda.holds(row.version) and row.gcc_max and _name(arch) in row.archs
     ]
     tested = [version for version in able if any(it.cuda == version for it in torch.wheels)]
-    return _nearest(wanted, tested) if tested else next(iter(able), "")
+    return nearest(wanted, tested) if tested else next(iter(able), "")
 
 
 # The machine and the base image
@@ -579,7 +579,7 @@ def _image_problem(
             dist.version if cuda.ubuntu else asked,
             f"no nvidia/cuda image of CUDA {cuda.version} on {dist} is on record: {cuda.reason}",
             allowed=", ".join(cuda.ubuntu or others),
-            next_step=f"{ubuntu}set CUDA_VERSION={_nearest(asked, others)}",
+            next_step=f"{ubuntu}set CUDA_VERSION={nearest(asked, others)}",
             source=IMAGES,
         )
     return _patch_problem(cuda, asked, flavor) or _image_cudnn_problem(cuda, cudnn, flavor)
@@ -616,7 +616,7 @@ def _image_cudnn_problem(cuda: CudaRelease, cudnn: str, flavor: str) -> Problem 
         what, steps = f"they hold {cuda.cudnn}", "leave CUDNN_VERSION empty"
         others = [row.version for row in tables.cuda().values() if row.cudnn == cudnn]
         if others:
-            steps += f", or set CUDA_VERSION={_nearest(cuda.version, others)}"
+            steps += f", or set CUDA_VERSION={nearest(cuda.version, others)}"
     return Problem(
         "CUDNN_VERSION",
         cudnn,
@@ -652,7 +652,7 @@ def _bare(tag: str) -> str:
     return tag.removeprefix("v")
 
 
-def _minor(version: str) -> str:
+def minor(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
@@ -668,7 +668,7 @@ def _rows(arches: Sequence[Arch]) -> list[ArchRow]:
     return [tables.arches()[it.number] for it in arches if it.number in tables.arches()]
 
 
-def _nearest(wanted: str, known: Iterable[str]) -> str:
+def nearest(wanted: str, known: Iterable[str]) -> str:
     """Return the known version to take instead; of words the closest in spelling, or nothing.
 
     That is one which `wanted` begins, else the newest that is older, else the oldest. The tables
@@ -682,16 +682,16 @@ def _nearest(wanted: str, known: Iterable[str]) -> str:
     return (alike or older or names[:1])[-1]
 
 
-def _no_row(field: str, value: str, what: str, known: Iterable[str], source: str) -> Problem:
+def no_row(field: str, value: str, what: str, known: Iterable[str], source: str) -> Problem:
     """Return the refusal of what the tables do not know."""
     names = list(known)
-    nearest = _nearest(value, names)
+    near = nearest(value, names)
     tag = "v" if field.endswith("_TAG") else ""
     return Problem(
         field,
         value,
         f"no row for {what} {_bare(value)}, and unknown means refused",
         allowed=", ".join(names),
-        next_step=f"set {field}={tag}{nearest}, the nearest" if nearest else "set one of those",
+        next_step=f"set {field}={tag}{near}, the nearest" if near else "set one of those",
         source=source,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -110,6 +110,8 @@ class TorchRelease:
     cuda: Window
     gcc: Window
     cudnn: Window
+    tools: str
+    """The file of ``reqs/`` with what it builds with."""
 
     @property
     def vision(self) -> str:
@@ -188,29 +190,106 @@ class Distribution:
     reason: str
     source: str
     cuda_tag: str = ""
+    cuda: str = ""
+    magma: str = ""
+    magma_archs: tuple[Arch, ...] = ()
+    ccache: str = ""
+    sources: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Versions of source packages by their names."""
+
+    def page(self, package: str) -> str:
+        """Return where the distribution describes a package."""
+        return f"{self.source.rpartition('/')[0]}/{package}"
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}"
 
 
+@dataclass(frozen=True, slots=True)
+class Toolkit:
+    """The parts of a CUDA release as pip pins: what runs, and from 13 on what compiles."""
+
+    cuda: str
+    runtime: tuple[str, ...]
+    compiler: tuple[str, ...]
+    reason: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A library released apart from CUDA; `versions` by torch release and then by CUDA."""
+
+    package: str
+    versions: Mapping[str, Mapping[str, str]]
+    reason: str
+    source: str
+    compiled: bool = False
+    needed: bool = False
+
+    def version(self, torch: str, cuda: str, most: str = "") -> str:
+        """Return the version for these two, `most` or older; empty where none is on record."""
+        rows = [row for since, row in self.versions.items() if numbers(since) <= numbers(torch)]
+        major = cuda.partition(".")[0]
+        same = [it for it in (rows[-1] if rows else {}).items() if _major(it[0]) in {major, "any"}]
+        begun = [version for since, version in same if numbers(since) <= numbers(cuda)]
+        fit = [it for it in begun or [it for _, it in same[:1]] if not _newer(it, most)]
+        return fit[-1] if fit else ""
+
+
+@dataclass(frozen=True, slots=True)
+class MagmaRelease:
+    """A release of MAGMA that compiles; an empty `torch_min` is no bound."""
+
+    version: str
+    cuda_min: str
+    sha256: str
+    reason: str
+    source: str
+    torch_min: str = ""
+    patches: Mapping[str, str] = field(default_factory=dict)
+    """By the CUDA release from which it needs one: words of ``sed -i``."""
+
+    def goes_with(self, torch: str, cuda: str) -> bool:
+        """Say whether it compiles with this CUDA, and this torch with it."""
+        return not (_newer(self.torch_min, torch) or _newer(self.cuda_min, cuda))
+
+
+@dataclass(frozen=True, slots=True)
+class MagmaUse:
+    """Whether a torch release still gains from MAGMA."""
+
+    use: bool
+    reason: str
+    source: str
+
+
 @cache
 def torch() -> Mapping[str, TorchRelease]:
     """Return the torch releases by version, oldest first."""
-    table = _read("torch")
+    rows = _read("torch")["release"]
     return {
-        version: TorchRelease(
-            version,
-            Pairing(tuple(visions.split()), row["reason"], row["source"]),
-            Pythons(**_split(_since(table["python"], version), "stable", "preview")),
-            _wheels(_since(table["wheels"], version)),
-            *(
-                Window(**{"max": "", **_since(table[it], version)})
-                for it in ("cuda", "gcc", "cudnn")
-            ),
-        )
-        for row in table["release"]
+        version: _torch_release(version, visions, row)
+        for row in rows
         for version, visions in row["visions"].items()
     }
+
+
+def _torch_release(version: str, visions: str, row: Mapping[str, Any]) -> TorchRelease:
+    table = _read("torch")
+    cuda, gcc, cudnn = (
+        Window(**{"max": "", **_since(table[it], version)}) for it in ("cuda", "gcc", "cudnn")
+    )
+    return TorchRelease(
+        version,
+        Pairing(tuple(visions.split()), row["reason"], row["source"]),
+        Pythons(**_split(_since(table["python"], version), "stable", "preview")),
+        _wheels(_since(table["wheels"], version)),
+        cuda,
+        gcc,
+        cudnn,
+        _since(table["build"], version)["tools"],
+    )
 
 
 @cache
@@ -238,7 +317,46 @@ def names() -> tuple[NameRow, ...]:
 @cache
 def distributions() -> tuple[Distribution, ...]:
     """Return the distributions, each name's releases oldest first."""
-    return tuple(Distribution(**_split(row, "gccs")) for row in _read("distro")["distribution"])
+    return tuple(
+        Distribution(
+            **_split(row, "gccs")
+            | {
+                "magma_archs": _arches(row.get("magma_archs", "")),
+                "sources": dict(word.split("=") for word in row.get("sources", "").split()),
+            }
+        )
+        for row in _read("distro")["distribution"]
+    )
+
+
+@cache
+def toolkits() -> Mapping[str, Toolkit]:
+    """Return the parts of the CUDA releases by minor version, oldest first."""
+    return {
+        row["cuda"]: Toolkit(
+            **{"compiler": (), **row}
+            | {it: _pins(row["cuda"], row.get(it, "")) for it in ("runtime", "compiler")}
+        )
+        for row in _read("libraries")["toolkit"]
+    }
+
+
+@cache
+def libraries() -> tuple[Library, ...]:
+    """Return the libraries that are released apart from CUDA."""
+    return tuple(Library(**row) for row in _read("libraries")["library"])
+
+
+@cache
+def magmas() -> Mapping[str, MagmaRelease]:
+    """Return the MAGMA releases by version, oldest first."""
+    return {row["version"]: MagmaRelease(**row) for row in _read("magma")["magma"]}
+
+
+@cache
+def magma_use(torch: str) -> MagmaUse:
+    """Return whether MAGMA_SOURCE=auto takes MAGMA for this torch version."""
+    return MagmaUse(**_since(_read("magma")["default"], torch))
 
 
 @cache
@@ -254,6 +372,22 @@ def _split(row: Mapping[str, Any], *fields: str) -> dict[str, Any]:
 @cache
 def _arches(text: str) -> tuple[Arch, ...]:
     return tuple(map(Arch.parse, text.split()))
+
+
+def _pins(cuda: str, words: str) -> tuple[str, ...]:
+    """Return parts of CUDA as pip pins; until 12 a package's name ends in the major version."""
+    end = f"-cu{_major(cuda)}" if numbers(cuda) < (13,) else ""
+    parts = (word.split("=") for word in words.split())
+    return tuple(f"nvidia-{name}{end}=={version}" for name, version in parts)
+
+
+def _major(version: str) -> str:
+    return version.partition(".")[0]
+
+
+def _newer(version: str, than: str) -> bool:
+    """Compare two bounds, where an empty one bounds nothing."""
+    return bool(version and than) and numbers(version) > numbers(than)
 
 
 def _wheels(row: Mapping[str, Any]) -> Wheels:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shlex
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
@@ -14,8 +15,9 @@ import anyio
 import dagger
 
 from pipeline.engine.select import Choice, choose
-from pipeline.errors import BuildError, CressetError, EngineError, interruptible
+from pipeline.errors import BuildError, CressetError, EngineError, Unfinished, interruptible
 from pipeline.report import TAIL_LINES
+from pipeline.stages.inside.compile import UNFINISHED
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
@@ -101,6 +103,12 @@ def _first(group: BaseExceptionGroup[E]) -> E:
 def _ours(error: dagger.DaggerError) -> CressetError:
     if isinstance(error, dagger.ExecError):
         output = f"{error.stdout}\n{error.stderr}".strip()
+        if error.exit_code == UNFINISHED:
+            return Unfinished(
+                "stopped by the deadline",
+                why=next(iter(re.findall(r"^compile: (stopped .*)", output, re.MULTILINE)), ""),
+                next_step="run the same command again: it goes on where it stopped",
+            )
         return BuildError(
             "a command failed",
             command=shlex.join(error.command),

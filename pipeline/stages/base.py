@@ -15,6 +15,11 @@ find /etc/apt -name '*.list' -o -name '*.sources' | xargs -r sed -i "s%$1%$2%g"
 """
 
 
+def nothing() -> Container:
+    """Return a container with nothing in it, where no base is needed."""
+    return dag.container(platform=Platform(PLATFORM))
+
+
 def base_from_registry(reference: str) -> Container:
     """Return the base that a registry serves under `reference`."""
     # `from_` has to follow `container()` directly: only then is it cached by the image's digest.

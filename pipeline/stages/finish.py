@@ -8,6 +8,7 @@ from dagger import Container
 
 from pipeline.spec import ImageSpec
 from pipeline.stages.packages import VENV
+from pipeline.stages.torch import SOURCE
 
 
 def finish(container: Container, spec: ImageSpec, labels: Mapping[str, str]) -> Container:
@@ -16,7 +17,7 @@ def finish(container: Container, spec: ImageSpec, labels: Mapping[str, str]) -> 
         container.without_file("/etc/localtime")
         .with_symlink(f"/usr/share/zoneinfo/{spec.timezone}", "/etc/localtime")
         .with_new_file("/etc/timezone", f"{spec.timezone}\n")
-        .with_workdir(spec.project_root)
+        .with_workdir(SOURCE if spec.target == "devel" else spec.project_root)
         .with_entrypoint([])
         .with_default_args(["zsh" if "zsh" in spec.apt else "bash"])
     )
@@ -29,6 +30,9 @@ def finish(container: Container, spec: ImageSpec, labels: Mapping[str, str]) -> 
 
 def environment(spec: ImageSpec) -> dict[str, str]:
     """Return the variables of a container of this image."""
+    if spec.target == "devel":
+        # The toolchain has set all that a build reads.
+        return {"LANG": "C.UTF-8", "TZ": spec.timezone}
     variables = {
         "PATH": f"{VENV}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "VIRTUAL_ENV": VENV,

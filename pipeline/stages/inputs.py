@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from dagger import Container, Directory, File, Secret, dag
+from dagger import Container, Directory, File, Secret, Socket, dag
 
-from pipeline.reqs import PIP_BUILD, PIP_MKL
+from pipeline.reqs import BUILD_MKL, PIP_BUILD, PIP_MKL
 
 _INDEX = "PIP_INDEX_URL"
+
+
+@dataclass(frozen=True)
+class Access:
+    """How this machine reaches repositories. Nothing of it changes what comes out of them.
+
+    A mirror, and a password for it, are out of the layers, the logs and the cache key.
+    """
+
+    instead_of: tuple[str, str] | None = None
+    """The beginning of URLs to replace, and its replacement."""
+    trusted_host: str = ""
+    """The one host, beside loopback, that may be spoken to without TLS."""
+    ssh_agent: Socket | None = None
+    known_hosts: str = ""
+    """What ``~/.ssh/known_hosts`` holds: a host that is not in it is refused."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +43,7 @@ class Network:
     """Where the wheels of torch are, if not where everything else is."""
     trusted_host: str = ""
     """The host of an index without TLS, which pip refuses to use unless it is named."""
+    git: Access = field(default_factory=Access)
 
     def for_packages(self, container: Container) -> Container:
         """Return the container with the indexes in the variables that pip and uv read."""
@@ -67,13 +84,40 @@ class Network:
 
 
 @dataclass(frozen=True)
+class Compiling:
+    """What a compile may use, none of which changes what comes out."""
+
+    jobs: str = ""
+    """``MAX_JOBS``; empty: from memory and cores, where it runs."""
+    deadline: float = 0
+    """When to stop in good order, in seconds since the epoch; 0: never."""
+    cache: Secret | None = None
+    """Where compiled objects are kept beside the engine's own volume, as ccache takes it."""
+
+    def limits(self) -> dict[str, str]:
+        """Return the variables that ``compile.py`` reads."""
+        wanted = {"MAX_JOBS": self.jobs, "CRESSET_DEADLINE": str(self.deadline or "")}
+        return {name: value for name, value in wanted.items() if value}
+
+
+@dataclass(frozen=True)
 class Inputs:
     """The requirements files, each apart so that a change in one touches only what reads it."""
 
     pip_train: Directory
     pip_build: File
     pip_mkl: File
+    build_mkl: File
     network: Network
+    folder: Path
+    """``reqs/``, of which the build tools of one torch era are read."""
+    compiling: Compiling = field(default_factory=Compiling)
+    untracked: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """What is not to be sent of each folder that a source is in."""
+
+    def build_tools(self, name: str) -> File:
+        """Return the requirements file of that name, with the build tools of a torch era."""
+        return dag.host().file(str(self.folder / name))
 
 
 def inputs(
@@ -84,6 +128,7 @@ def inputs(
     extra_index_url: str = "",
     torch_index_url: str = "",
     trusted_host: str = "",
+    git: Access | None = None,
 ) -> Inputs:
     """Return the inputs of a build: of `folder`, the files read and nothing else are sent.
 
@@ -94,12 +139,27 @@ def inputs(
         pip_train=host.directory(str(folder), include=list(pip_train)),
         pip_build=host.file(str(folder / PIP_BUILD)),
         pip_mkl=host.file(str(folder / PIP_MKL)),
+        build_mkl=host.file(str(folder / BUILD_MKL)),
+        folder=folder,
         network=Network(
             index=_secret("index-url", index_url),
             extra_index=_secret("extra-index-url", extra_index_url),
             torch_index=_secret("torch-index-url", torch_index_url),
             trusted_host=trusted_host,
+            git=git or Access(),
         ),
+    )
+
+
+def git_access(
+    *, instead_of: tuple[str, str], trusted_host: str, agent: str, known_hosts: Path
+) -> Access:
+    """Return how the user of this machine reaches repositories; `agent` is a socket's path."""
+    return Access(
+        instead_of=instead_of if instead_of[1] else None,
+        trusted_host=trusted_host,
+        ssh_agent=dag.host().unix_socket(agent) if Path(agent).is_socket() else None,
+        known_hosts=known_hosts.read_text() if known_hosts.is_file() else "",
     )
 
 

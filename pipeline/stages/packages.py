@@ -8,7 +8,7 @@ from dagger import Container, File, dag
 
 from pipeline import caches
 from pipeline.reqs import PIP_TRAIN
-from pipeline.spec import BaseSpec, ImageSpec
+from pipeline.spec import BaseSpec, ImageSpec, ToolchainSpec
 from pipeline.stages.inputs import Inputs
 
 VENV = "/opt/venv"
@@ -32,6 +32,26 @@ rm -rf /var/log/apt/* /var/log/dpkg.log /var/log/alternatives.log /var/cache/ldc
 """
 
 
+_DEB_SRC = r"""
+find /etc/apt -name '*.sources' | xargs -r sed -i 's/^Types: deb$/Types: deb deb-src/'
+find /etc/apt -name '*.list' | xargs -r sed -i -E 's/^deb (.*)$/&\ndeb-src \1/'
+"""
+
+_APT_UNPACK = """
+apt-get update -q -o APT::Update::Error-Mode=any
+cd "$(mktemp -d)"
+apt-get download "$1"
+dpkg-deb -x ./*.deb /
+rm -r "$PWD"
+"""
+
+_APT_BUILD_DEP = """
+apt-get update -q -o APT::Update::Error-Mode=any
+apt-get build-dep -q -y --no-install-recommends "$1"
+rm -rf /var/log/apt/* /var/log/dpkg.log /var/log/alternatives.log /var/cache/ldconfig/aux-cache
+"""
+
+
 def apt_install(container: Container, base: BaseSpec, packages: Sequence[str]) -> Container:
     """Return the container with apt packages installed, in one layer without lists or archives."""
     if not packages:
@@ -40,6 +60,31 @@ def apt_install(container: Container, base: BaseSpec, packages: Sequence[str]) -
         caches.with_apt(container, base.distribution, base.codename)
         .with_env_variable("DEBIAN_FRONTEND", "noninteractive")
         .with_exec(["sh", "-ec", _APT_INSTALL, "apt-install", *packages])
+        .without_env_variable("DEBIAN_FRONTEND")
+        .with_(caches.without_apt)
+    )
+
+
+def with_deb_src(container: Container) -> Container:
+    """Return the container with the source packages of each of its apt sources."""
+    return container.with_exec(["sh", "-ec", _DEB_SRC])
+
+
+def apt_unpack(container: Container, base: BaseSpec, package: str) -> Container:
+    """Return the container with a package's files in place, but none of what it depends on."""
+    return (
+        caches.with_apt(container, base.distribution, base.codename)
+        .with_exec(["sh", "-ec", _APT_UNPACK, "apt-unpack", package])
+        .with_(caches.without_apt)
+    )
+
+
+def apt_build_dep(container: Container, base: BaseSpec, package: str) -> Container:
+    """Return the container with what the distribution builds a source package with."""
+    return (
+        caches.with_apt(with_deb_src(container), base.distribution, base.codename)
+        .with_env_variable("DEBIAN_FRONTEND", "noninteractive")
+        .with_exec(["sh", "-ec", _APT_BUILD_DEP, "apt-build-dep", package])
         .without_env_variable("DEBIAN_FRONTEND")
         .with_(caches.without_apt)
     )
@@ -89,7 +134,7 @@ def python_install(
     return uv(container, binary, inputs, args)
 
 
-def python(spec: ImageSpec) -> str:
+def python(spec: ImageSpec | ToolchainSpec) -> str:
     """Return the path of the image's interpreter."""
     if spec.python_from_distribution:
         return f"/usr/bin/python{spec.python}"

@@ -19,26 +19,34 @@ from pipeline.stages.packages import (
     uv,
     uv_binary,
 )  # fmt: skip
-from pipeline.stages.wheels import wheels
+from pipeline.stages.wheels import wheel_stages
 
 _WHEELS = "/mnt/wheels"
 
 
 def train(
-    spec: ImageSpec, torch: TorchSpec, base: Container, inputs: Inputs, labels: Mapping[str, str]
+    spec: ImageSpec,
+    torch: TorchSpec,
+    base: Container,
+    build_base: Container,
+    inputs: Inputs,
+    labels: Mapping[str, str],
+    stored: Mapping[str, Directory],
 ) -> dict[str, Container | Directory]:
     """Return every stage of the train image above its base, the image last, all lazy."""
     tools = installer(base, spec, inputs)
     binary = uv_binary(tools)
     bottom = system(base, spec, binary, inputs)
-    fetched = wheels(tools, spec, torch, inputs)
+    to_wheels = wheel_stages(build_base, tools, spec, torch, inputs, stored)
+    fetched = to_wheels["wheels"]
+    assert isinstance(fetched, Directory)
     with_torch = torch_layer(bottom, spec, torch, binary, fetched, inputs)
     with_apt = apt_install(with_torch, spec.base, spec.apt)
     with_pip = pip_install(with_apt, spec, binary, inputs)
     return {
         "installer": tools,
         "system": bottom,
-        "wheels": fetched,
+        **to_wheels,
         "torch": with_torch,
         "apt": with_apt,
         "pip": with_pip,

@@ -11,18 +11,31 @@ from typing import Any
 from dagger import Container, dag
 
 from pipeline.errors import Problem
-from pipeline.spec import Arch, ImageSpec
+from pipeline.spec import Arch, ImageSpec, WheelSpec
 from pipeline.stages.packages import VENV
+from pipeline.stages.toolchain import TOOLS
 
 _PROBE = "/run/probe.py"
 
 
 def probe(image: Container, spec: ImageSpec) -> Container:
     """Return the image after the probe; its standard output holds the facts as JSON."""
-    source = resources.files("pipeline.stages").joinpath("probe.py").read_text()
-    args = ["--torch"] if spec.torch else []
+    source = resources.files("pipeline.stages.inside").joinpath("probe.py").read_text()
+    devel = spec.target == "devel"
+    args = ["--torch"] if spec.torch and not devel else []
+    if args and spec.torch and spec.torch.compiled:
+        args.append("--code")
     return image.with_mounted_file(_PROBE, dag.file("probe.py", source)).with_exec(
-        [f"{VENV}/bin/python", _PROBE, *args]
+        [f"{TOOLS if devel else VENV}/bin/python", _PROBE, *args]
+    )
+
+
+def probe_wheel(installed: Container, wheel: WheelSpec) -> Container:
+    """Return the toolchain with the wheel in it after the probe, as `probe` does."""
+    source = resources.files("pipeline.stages.inside").joinpath("probe.py").read_text()
+    args = ["--torch", "--code", *(["--no-vision"] if wheel.package == "torch" else [])]
+    return installed.with_mounted_file(_PROBE, dag.file("probe.py", source)).with_exec(
+        [f"{TOOLS}/bin/python", _PROBE, *args]
     )
 
 
@@ -35,9 +48,42 @@ def read(output: str) -> dict[str, Any]:
 def judge(spec: ImageSpec, facts: dict[str, Any]) -> list[Problem]:
     """Return in what the image is not what `spec` says; empty where it may be delivered."""
     problems = list(_system_problems(spec, facts))
-    if spec.torch is not None:
+    if facts["torch"] is not None:
         problems += _torch_problems(spec, facts["torch"])
     return problems
+
+
+def judge_wheel(wheel: WheelSpec, facts: dict[str, Any]) -> list[Problem]:
+    """Return in what an installed wheel is not what `wheel` says; empty where it may be kept."""
+    torch = facts["torch"]
+    if error := torch.get("import_error"):
+        return [Problem(f"import {wheel.package}", error, "the wheel cannot be imported")]
+    problems = list(wheel_problems(wheel, torch))
+    found = torch["version" if wheel.package == "torch" else "vision"]
+    problems += _differs(wheel.package, found, wheel.version)
+    problems += _operations(torch)
+    return problems
+
+
+def proof(wheel: WheelSpec, facts: dict[str, Any]) -> str:
+    """Return in one line what GPU code was found in the wheel, file by file."""
+    code = facts["torch"]["code"] or {}
+    return "GPU code by cuobjdump: " + "; ".join(
+        f"{file} {' '.join(names)}" for file, names in code.items() if _of(wheel, file)
+    )
+
+
+def _of(wheel: WheelSpec, file: str) -> bool:
+    # NVIDIA's own libraries beside it have what NVIDIA compiled them for.
+    return file.startswith(f"{wheel.package}/") or (wheel.package == "torch" and "libmagma" in file)
+
+
+def _operations(facts: dict[str, Any]) -> Iterator[Problem]:
+    for name in ("tensor_op", "vision_op", "image_codecs"):
+        if name in facts:
+            yield from _differs(name, facts[name], "ok")
+    if facts["gpu"] != "none":
+        yield from _differs("on the GPU", facts["gpu"], "ok")
 
 
 def _system_problems(spec: ImageSpec, facts: dict[str, Any]) -> Iterator[Problem]:
@@ -68,7 +114,7 @@ def _system_problems(spec: ImageSpec, facts: dict[str, Any]) -> Iterator[Problem
 
 
 def _asks_for_compiler(spec: ImageSpec) -> bool:
-    return any(
+    return spec.target == "devel" or any(
         re.match(r"(gcc|g\+\+|clang|build-essential|nvidia-cuda-toolkit)", p) for p in spec.apt
     )
 
@@ -82,8 +128,9 @@ def _torch_problems(spec: ImageSpec, facts: dict[str, Any]) -> Iterator[Problem]
     yield from _differs("torch", facts["version"].partition("+")[0], spec.torch.version)
     yield from _differs("torchvision", facts["vision"].partition("+")[0], spec.torch.vision)
     yield from _differs("CUDA of torch", facts["cuda"] or "none", spec.torch.cuda)
-    for name in ("tensor_op", "vision_op"):
-        yield from _differs(name, facts[name], "ok")
+    yield from _operations(facts)
+    for wheel in spec.torch.compiled:
+        yield from wheel_problems(wheel, facts)
     if spec.mkl and not facts["mkl"]:
         yield Problem("MKL_MODE", "include", "this torch was built without MKL", allowed="exclude")
     compiled = arches(facts["arches"])
@@ -96,6 +143,64 @@ def _torch_problems(spec: ImageSpec, facts: dict[str, Any]) -> Iterator[Problem]
                 allowed=", ".join(facts["arches"]) or "none: it is a CPU build",
                 next_step="BUILD_MODE=include, or a version whose wheels still have it",
             )
+
+
+def wheel_problems(wheel: WheelSpec, facts: dict[str, Any]) -> Iterator[Problem]:
+    """Yield in what an installed wheel is not what was to be compiled.
+
+    Upstream switches off in silence what its build does not find, and compiles for architectures of
+    its own choice where the list does not reach it; here both are failures.
+    """
+    yield from _code_problems(wheel, facts["code"])
+    own = rf"/{wheel.package}([.]libs)?/"
+    for path, names in sorted(facts["missing"].items()):
+        if re.search(own, path):
+            yield Problem("ldd", path, f"needs {', '.join(names)}, which is not found")
+    if wheel.package != "torch":
+        return
+    flags = dict(wheel.flags)
+    config = facts["config"]
+    wanted = {
+        "MKL": (flags.get("BLAS") == "MKL", "BLAS_INFO=mkl" in config),
+        "cuDNN": (flags.get("USE_CUDNN") == "1", facts["cudnn"] is not None),
+        "MAGMA": (flags.get("USE_MAGMA") == "1", facts["magma"]),
+    }
+    for name, (asked, found) in wanted.items():
+        if asked != bool(found):
+            yield Problem(
+                name,
+                "in it" if found else "not in it",
+                "torch.__config__.show() tells it otherwise than it was to be built",
+                allowed="in it" if asked else "not in it",
+            )
+    commit = wheel.source.ref
+    if re.fullmatch(r"[0-9a-f]{40}", commit):
+        yield from _differs("torch's git commit", facts["git"], commit)
+
+
+def _code_problems(wheel: WheelSpec, code: dict[str, list[str]] | None) -> Iterator[Problem]:
+    if code is None:
+        yield Problem("cuobjdump", "", "there is none, so nobody knows what GPU code is in it")
+        return
+    wanted = {arch.sm for arch in wheel.arches}
+    wanted |= {arch.sm.replace("sm_", "compute_") for arch in wheel.arches if arch.ptx}
+    compiled = {
+        file: set(names) for file, names in code.items() if file.startswith(f"{wheel.package}/")
+    }
+    listed = ", ".join(sorted(set().union(*compiled.values()))) if compiled else "none"
+    if set().union(*compiled.values()) != wanted:
+        yield Problem(
+            f"GPU code of {wheel.package}",
+            listed,
+            "is not the code that was asked for, by cuobjdump",
+            allowed=", ".join(sorted(wanted)),
+        )
+    # The distribution's MAGMA has the architectures it has: what it has must run, no more.
+    for file, names in code.items():
+        runs = all(any(it.runs_on(arch) for it in arches(names)) for arch in wheel.arches)
+        if wheel.package == "torch" and "libmagma" in file and not runs:
+            yield Problem("GPU code of MAGMA", ", ".join(names), "does not run where it is to",
+                          allowed=", ".join(sorted(wanted)))  # fmt: skip
 
 
 def arches(flags: list[str]) -> list[Arch]:

@@ -1,31 +1,41 @@
-"""The wheels of an image, fetched in a throw-away container into one directory."""
+"""The wheels of an image in one directory: fetched from an index, compiled, or both."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from dagger import Container, Directory
 
-from pipeline.spec import ImageSpec, TorchSpec
+from pipeline.spec import ImageSpec, SourceSpec, TorchSpec, WheelSpec
 from pipeline.stages.inputs import Inputs
+from pipeline.stages.magma import magma
 from pipeline.stages.packages import INSTALLER, PINS, python, python_install, uv_binary
+from pipeline.stages.source import source, source_tools
+from pipeline.stages.toolchain import toolchain, with_wheels
+from pipeline.stages.torch import torch_tools, torch_wheel
+from pipeline.stages.vision import vision_wheel
 
 _OUT = "/wheels"
+_COMPILED = "/mnt/compiled"
 
 
-def wheels(installer: Container, spec: ImageSpec, torch: TorchSpec, inputs: Inputs) -> Directory:
-    """Return a directory with the wheels of torch, torchvision and all they depend on."""
-    fetcher = installer
-    if not spec.python_from_distribution:
-        fetcher = python_install(installer, spec, uv_binary(installer), inputs)
-    download = [
-        f"{INSTALLER}/bin/pip", "--python", python(spec), "download", "--no-cache-dir",
-        "--progress-bar", "off", "--only-binary", ":all:", "--dest", _OUT,
-    ]  # fmt: skip
-    wanted = [*torch.pins, *torch.constraints]
-    pinned = [*download, "--require-hashes", "--requirement", PINS]
+def wheels(
+    installer: Container,
+    spec: ImageSpec,
+    torch: TorchSpec,
+    inputs: Inputs,
+    compiled: Sequence[Directory] = (),
+    before: Directory | None = None,
+) -> Directory:
+    """Return a directory with the wheels of torch, torchvision and all they depend on.
+
+    What is `compiled` goes before what is fetched; what is in `before` is not fetched again.
+    """
+    pinned = [*_download(spec), "--require-hashes", "--requirement", PINS]
+    if before is not None:
+        installer = installer.with_directory(_OUT, before)
     fetched = (
-        fetcher.with_(inputs.network.for_torch)
-        .with_exec([*download, *wanted])
-        .with_(inputs.network.out_of)
+        _fetch(installer, spec, torch, inputs, compiled, torch.pins)
         .with_(inputs.network.for_packages)
         .with_mounted_file(PINS, inputs.pip_build)
         .with_exec(pinned)
@@ -33,3 +43,107 @@ def wheels(installer: Container, spec: ImageSpec, torch: TorchSpec, inputs: Inpu
     if spec.mkl:
         fetched = fetched.with_mounted_file(PINS, inputs.pip_mkl).with_exec(pinned)
     return fetched.directory(_OUT)
+
+
+def wheel_stages(
+    base: Container,
+    installer: Container,
+    spec: ImageSpec,
+    torch: TorchSpec,
+    inputs: Inputs,
+    stored: Mapping[str, Directory],
+) -> dict[str, Container | Directory]:
+    """Return every stage up to ``wheels``, the directory with all of them, lazy.
+
+    `stored` are finished wheels by key; what is in it is not compiled.
+    """
+    compiled = [stored[wheel.key] for wheel in torch.compiled if wheel.key in stored]
+    stages: dict[str, Container | Directory] = {}
+    fetched: Directory | None = None
+    if (wheel := torch.torch_wheel) and wheel.key not in stored:
+        tools = toolchain(base, wheel.toolchain, inputs)
+        own, ready, code = torch_stages(base, tools, wheel, inputs)
+        made = torch_wheel(ready, code, wheel, inputs.compiling)
+        compiled.insert(0, made)
+        fetched = torch_wheels(installer, spec, torch, inputs, compiled[:1])
+        stages |= {"toolchain": tools, **own}
+        stages |= {"torch-tools": ready, "torch-source": code, "torch-wheel": made}
+        stages["torch-check"] = with_wheels(tools, fetched, torch.pins[:1])
+    if (wheel := torch.vision_wheel) and wheel.key not in stored:
+        fetched = fetched or torch_wheels(installer, spec, torch, inputs, compiled)
+        tools = toolchain(base, wheel.toolchain, inputs)
+        ready = with_wheels(tools, fetched, torch.pins[:1])
+        code = _source(base, wheel, wheel.source, inputs)
+        made = vision_wheel(ready, code, wheel, inputs.compiling)
+        compiled.append(made)
+        stages |= {"toolchain": tools, "torchvision-tools": ready}
+        stages |= {"torchvision-source": code, "torchvision-wheel": made}
+        everything = wheels(installer, spec, torch, inputs, compiled, fetched)
+        stages["torchvision-check"] = with_wheels(ready, everything, torch.pins)
+    return stages | {"wheels": wheels(installer, spec, torch, inputs, compiled, fetched)}
+
+
+def torch_stages(
+    base: Container, tools: Container, wheel: WheelSpec, inputs: Inputs
+) -> tuple[dict[str, Container | Directory], Container, Directory]:
+    """Return the stages of MAGMA, if it is compiled, torch's tools and torch's source."""
+    stages: dict[str, Container | Directory] = {}
+    made = None
+    if wheel.magma and wheel.magma.source.kind != "apt":
+        magma_source = _source(base, wheel, wheel.magma.source, inputs)
+        made = magma(tools, magma_source, wheel.magma, wheel.arches, inputs.compiling)
+        stages = {"magma-source": magma_source, "magma": made}
+    ready = torch_tools(tools, wheel, made)
+    return stages, ready, _source(base, wheel, wheel.source, inputs)
+
+
+def _source(base: Container, wheel: WheelSpec, spec: SourceSpec, inputs: Inputs) -> Directory:
+    """Return the source, fetched apart from the toolchain, which changes oftener than it does."""
+    return source(
+        spec,
+        source_tools(base, wheel.toolchain.base),
+        wheel.toolchain.base,
+        access=inputs.network.git,
+        untracked=inputs.untracked.get(spec.location, ()),
+    )
+
+
+def torch_wheels(
+    installer: Container,
+    spec: ImageSpec,
+    torch: TorchSpec,
+    inputs: Inputs,
+    compiled: Sequence[Directory],
+) -> Directory:
+    """Return a directory with the wheels of torch and all it depends on, without torchvision."""
+    return _fetch(installer, spec, torch, inputs, compiled, torch.pins[:1]).directory(_OUT)
+
+
+def _fetch(
+    installer: Container,
+    spec: ImageSpec,
+    torch: TorchSpec,
+    inputs: Inputs,
+    compiled: Sequence[Directory],
+    pins: Sequence[str],
+) -> Container:
+    """Return the container after the download."""
+    fetcher = installer
+    if not spec.python_from_distribution:
+        fetcher = python_install(installer, spec, uv_binary(installer), inputs)
+    download = _download(spec)
+    for number, directory in enumerate(compiled):
+        fetcher = fetcher.with_mounted_directory(f"{_COMPILED}{number}", directory)
+        download += ["--find-links", f"{_COMPILED}{number}"]
+    return (
+        fetcher.with_(inputs.network.for_torch)
+        .with_exec([*download, *pins, *torch.constraints])
+        .with_(inputs.network.out_of)
+    )
+
+
+def _download(spec: ImageSpec) -> list[str]:
+    return [
+        f"{INSTALLER}/bin/pip", "--python", python(spec), "download", "--no-cache-dir",
+        "--progress-bar", "off", "--only-binary", ":all:", "--dest", _OUT,
+    ]  # fmt: skip

@@ -5,6 +5,7 @@ The SDK keeps a chain of fields for each object; objects among a field's argumen
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,9 +35,40 @@ def objects(field: Field) -> list[Any]:
 
 
 def stands_on(upper: Any, lower: Any) -> bool:
-    """Say whether the last call of `lower` is among those that make `upper`."""
-    last = chain(lower)[-1]
-    return any(field is last for field in everything(upper))
+    """Say whether `lower` is among what makes `upper`, as the engine sees it: the same calls."""
+    return _prints(lower)[-1] in {print_ for lazy in made_of(upper) for print_ in _prints(lazy)}
+
+
+def made_of(lazy: Any) -> Iterator[Any]:
+    """Yield an object and all that its calls take as arguments, each once."""
+    seen: set[int] = set()
+    waiting = [lazy]
+    while waiting:
+        it = waiting.pop()
+        if id(it) not in seen:
+            seen.add(id(it))
+            waiting += [argument for field in chain(it) for argument in objects(field)]
+            yield it
+
+
+_known: dict[int, tuple[Any, list[str]]] = {}
+
+
+def _prints(lazy: Any) -> list[str]:
+    """Return for each call of a chain what tells it, and all before it, from any other."""
+    if id(lazy) in _known:
+        return _known[id(lazy)][1]
+    prints = [""]
+    for field in chain(lazy):
+        args = {
+            name: _prints(value)[-1] if hasattr(value, "_ctx") else repr(value)
+            for name, value in field.args.items()
+        }
+        call = repr((prints[-1], field.type_name, field.name, sorted(args.items())))
+        prints.append(hashlib.sha256(call.encode()).hexdigest())
+    # With the object itself, or another may get its number.
+    _known[id(lazy)] = lazy, prints[1:]
+    return prints[1:]
 
 
 def calls(lazy: Any, *names: str) -> list[dict[str, Any]]:

@@ -39,16 +39,22 @@ class Built:
         return self.stages["image"]
 
 
+COMPILED = {"build_mode": "include", "pytorch_version_tag": "v2.6.0", "cca": "8.6"}
+
+
 def build(target: str, urls: Mapping[str, str] = URLS, **settings: str) -> Built:
     made = spec(target, **settings)
     bottom = base.base_from_registry(made.base.image)
-    given = inputs.inputs(Path("reqs"), FILES, **urls)
-    return Built(made, bottom, targets.stages(made, bottom, given, LABELS))
+    index, extra, torch = (urls.get(name, "") for name in URLS)
+    given = inputs.inputs(
+        Path("reqs"), FILES, index_url=index, extra_index_url=extra, torch_index_url=torch
+    )
+    return Built(made, bottom, targets.stages(made, bottom, bottom, given, LABELS, {}))
 
 
-@pytest.fixture(params=["train", "simple"])
+@pytest.fixture(params=["train", "simple", "compiled"])
 def built(request: pytest.FixtureRequest) -> Built:
-    return build(request.param)
+    return build("train", URLS, **COMPILED) if request.param == "compiled" else build(request.param)
 
 
 def said(command: list[str]) -> str:
@@ -132,8 +138,9 @@ def test_another_python_comes_by_uv_and_apts_own_by_apt() -> None:
 
 
 @pytest.mark.parametrize("stage", ["system", "torch", "apt", "pip", "image"])
-def test_every_mount_is_taken_out_again(stage: str) -> None:
-    it = build("train")
+@pytest.mark.parametrize("settings", [{}, COMPILED], ids=["wheels", "compiled"])
+def test_every_mount_is_taken_out_again(stage: str, settings: dict[str, str]) -> None:
+    it = build("train", URLS, **settings)
     mounted = {args["path"] for args in calls(it.stages[stage], *MOUNTS)}
     assert {"/var/cache/apt", "/var/lib/apt/lists"} <= mounted
     left = left_over(it.stages[stage], add=MOUNTS, take=("withoutMount",), key="path")
@@ -234,9 +241,11 @@ def test_the_files_named_and_nothing_else_are_sent(built: Built) -> None:
     sent = [(field.name, field.args) for field in fields if field.type_name == "Host"]
     folders = [args for name, args in sent if name == "directory"]
     assert folders == [{"path": "reqs", "include": FILES}]
-    ours = [reqs.PIP_BUILD] if built.spec.torch is None else [reqs.PIP_BUILD, reqs.PIP_MKL]
-    files = sorted(args["path"] for name, args in sent if name == "file")
-    assert files == [f"reqs/{name}" for name in ours]
+    ours = {reqs.PIP_BUILD} if built.spec.torch is None else {reqs.PIP_BUILD, reqs.PIP_MKL}
+    for wheel in built.spec.compiled:
+        ours |= {wheel.toolchain.tools.name, reqs.BUILD_MKL}
+    files = [args["path"] for name, args in sent if name == "file"]
+    assert set(files) == {f"reqs/{name}" for name in ours}
     assert len(sent) == len(folders) + len(files)
 
 
@@ -264,22 +273,36 @@ def test_an_apt_mirror_is_replaced_only_where_it_is_asked_for() -> None:
 # The plan
 
 
-def test_the_plan_names_the_stages_and_what_is_around_them(built: Built) -> None:
-    names = [step.name for step in plan(built.spec)]
-    assert names == ["base", *built.stages, "verify", "deliver"]
+PLANNED: dict[str, tuple[str, dict[str, str]]] = {
+    "train": ("train", {}),
+    "train of another Python": ("train", {"python_version": "3.12"}),
+    "simple": ("simple", {}),
+    "simple of another Python": ("simple", {"python_version": "3.12"}),
+    "compiled": ("train", COMPILED),
+    "compiled with its own MAGMA": ("train", COMPILED | {"magma_source": "archive"}),
+    "torch alone": ("train", COMPILED | {"vision_source": "index"}),
+    "torchvision alone": ("train", COMPILED | {"build_mode": "exclude", "vision_source": "git"}),
+    "devel": ("devel", COMPILED),
+    "devel with its own MAGMA": ("devel", COMPILED | {"magma_source": "git"}),
+}
 
 
-@pytest.mark.parametrize("target", ["train", "simple"])
-@pytest.mark.parametrize("python", ["3.12", "3.13"])
-def test_a_stage_stands_on_what_the_plan_says_it_needs(target: str, python: str) -> None:
-    built = build(target, python_version=python)
+@pytest.mark.parametrize("name", PLANNED)
+def test_a_stage_stands_on_what_the_plan_says_it_needs(name: str) -> None:
+    target, settings = PLANNED[name]
+    built = build(target, URLS, **settings)
     needs: dict[str, set[str]] = {}
     for step in plan(built.spec):
         needs[step.name] = set(step.needs).union(*(needs[need] for need in step.needs))
     made = {"base": built.base, **built.stages}
-    for name, lazy in made.items():
-        below = {other for other, it in made.items() if other != name and stands_on(lazy, it)}
-        assert below == needs[name], name
+    assert [step.name for step in plan(built.spec)] == [*made, "verify", "deliver"]
+    earlier: dict[str, Any] = {}
+    for stage, lazy in made.items():
+        below = {other for other, it in earlier.items() if stands_on(lazy, it)}
+        # What one is checked in may be what the next is compiled in.
+        same = {other for other in below if stands_on(earlier[other], lazy)}
+        assert below - same == needs[stage] - same, stage
+        earlier[stage] = lazy
 
 
 def test_the_probe_is_mounted_and_knows_whether_there_is_torch(built: Built) -> None:
@@ -288,4 +311,6 @@ def test_the_probe_is_mounted_and_knows_whether_there_is_torch(built: Built) -> 
     assert mount.name == "withMountedFile"
     assert objects(mount)
     assert command.args["args"][:2] == ["/opt/venv/bin/python", mount.args["path"]]
-    assert ("--torch" in command.args["args"]) is (built.spec.torch is not None)
+    asked = [it for it in command.args["args"] if it.startswith("--")]
+    torch = [] if built.spec.torch is None else ["--torch"]
+    assert asked == [*torch, *(["--code"] if built.spec.compiled else [])]

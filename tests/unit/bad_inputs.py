@@ -18,6 +18,9 @@ APT = "reqs/apt-train.requirements.txt"
 PIP = "reqs/pip-train.requirements.txt"
 
 
+COMPILE = "plan --build-mode include --pytorch-version-tag v2.6.0 --cca 8.6"
+
+
 @dataclass(frozen=True)
 class Bad:
     """One bad input; `words` are the field, the value, and what is allowed or comes next."""
@@ -61,17 +64,27 @@ TABLE: tuple[Bad, ...] = (
     Bad("unknown verb", "frobnicate", ("frobnicate", "-h")),
     Bad("unknown flag", "plan --cuda-verison 12.6", ("--cuda-verison", "--cuda-version")),
     Bad("flag without a value", "plan --cca", ("--cca", "argument")),
-    Bad("unknown target", "build nope", ("target='nope'", "train, full, simple")),
+    Bad("unknown target", "build nope", ("target='nope'", "train, full, devel, simple")),
     Bad("two targets", "plan train simple", ("simple", "unexpected")),
     # Choices
-    flag("service", "trian", "nearest: train", "full, simple"),
+    flag("service", "trian", "nearest: train", "full, devel, simple"),
     flag("build-mode", "included", "nearest: include", "exclude"),
-    flag("build-mode", "include", "to come", "allowed: exclude"),
+    Bad("compiling for no GPU", "plan --build-mode include",
+        ("1 mistake", "CCA=''", "needs the GPUs to compile for", "8.6+PTX", "set CCA=auto")),
+    Bad("nothing to compile", "wheels",
+        ("BUILD_MODE='exclude'", "there is nothing to compile", "set BUILD_MODE=include")),
+    Bad("a devel image of wheels", "build devel",
+        ("BUILD_MODE='exclude'", "this torch is not compiled", "allowed: include")),
     flag("mkl-mode", "yes", "include, exclude"),
     flag("base-source", "docker", "auto, image, archive, bootstrap"),
     flag("image-flavor", "cudnn", "base, runtime, devel"),
     flag("compression", "lz4", "gzip, zstd, uncompressed"),
     flag("engine", "podman", "auto, session, remote, docker, local"),
+    flag("torch-source", "tarball", "(empty), index, git, archive, apt, path"),
+    flag("vision-source", "pip", "(empty), index, git, archive, apt, path"),
+    flag("magma-source", "path", "auto, archive, git, apt, off"),
+    flag("cuda-source", "conda", "auto, image, apt, wheels"),
+    flag("wheel-store", "s3", "auto, off"),
     Bad("choice from the shell", "plan", ("ADD_USER='no'", "from the shell", "include, exclude"),
         environ={"ADD_USER": "no"}),
     # Versions
@@ -108,6 +121,73 @@ TABLE: tuple[Bad, ...] = (
     flag("cca", "4.2", "no row for compute capability 4.2", "the nearest"),
     flag("cca", "auto", "no NVIDIA driver answers", "name the compute capability"),
     flag("cca", "6.1", "none of it runs on 6.1", "allowed: 7.5 8.0"),
+    *(Bad(f"compiling for {cca}", f"plan --build-mode include --cca {cca}",
+          ("1 mistake", f"CCA='{cca}'", words))
+      for cca, words in (("all", "name the GPUs"), ("4.2", "the nearest"),
+                         ("auto", "no NVIDIA driver answers"))),
+    Bad("compiling for a GPU that CUDA does not know", f"{COMPILE} --cca 3.7",
+        ("1 mistake", "CCA='3.7'", "no target for 3.7", "set CUDA_VERSION=11.8")),
+    # What is compiled, and where it comes from
+    *(flag(name, "ftp://host/x", "not a URL and not a path", "allowed: a URL or a path")
+      for name in ("torch-url", "vision-url", "magma-url")),
+    *(flag(name, "-main", "not a git tag, branch or commit", "a tag, branch or commit")
+      for name in ("torch-ref", "vision-ref", "magma-ref")),
+    *(flag(name, value, "not a sha256", "64 hexadecimal digits")
+      for name in ("torch-sha256", "vision-sha256", "magma-sha256") for value in ("abc", "g" * 64)),
+    *(Bad(f"{part}: a tarball without its hash",
+          f"{COMPILE} --{part}-source archive --{part}-url /x.tar.gz",
+          ("1 mistake", f"{part.upper()}_SHA256=''", "whose hash is known", "`sha256sum`"))
+      for part in ("torch", "vision", "magma")),
+    Bad("a tarball from nowhere", f"{COMPILE} --torch-source archive --torch-sha256 {'0' * 64}",
+        ("1 mistake", "TORCH_URL=''", "a tarball", "TORCH_URL with a URL or a path")),
+    Bad("a hash that is none", f"{COMPILE} --torch-source archive --torch-url /x --torch-sha256 0",
+        ("1 mistake", "TORCH_SHA256='0'", "not a sha256")),
+    Bad("a working tree without a folder", f"{COMPILE} --torch-source path",
+        ("1 mistake", "TORCH_URL=''", "a working tree", "set TORCH_URL to the folder")),
+    Bad("a working tree that is not there", f"{COMPILE} --vision-source path --vision-url no/tree",
+        ("1 mistake", "VISION_URL='", "no/tree'", "no such folder", "a working tree of git")),
+    Bad("a folder that is no working tree", f"{COMPILE} --torch-source path --torch-url reqs",
+        ("1 mistake", "TORCH_URL='", "reqs'", "not a git repository", "a working tree of git")),
+    *(Bad(f"{part}: a branch of a server that does not answer",
+          f"{COMPILE} --{part}-source git --{part}-url http://me:pass@127.0.0.1:1/x --{part}-ref b",
+          ("1 mistake", f"{part.upper()}_REF='b'", "http://***@127.0.0.1:1/x cannot be asked",
+           "check the URL"))
+      for part in ("torch", "vision", "magma")),
+    Bad("a mirror that does not answer", f"{COMPILE} --torch-ref main "
+        "--git-old https://github.com/ --git-new http://127.0.0.1:1/",
+        ("1 mistake", "TORCH_REF='main'", "127.0.0.1 port 1", "check the URL")),
+    Bad("a source package of another release", f"{COMPILE} --torch-source apt "
+        "--pytorch-version-tag v2.5.1", ("1 mistake", "TORCH_SOURCE='apt'", "pytorch 2.5.1",
+        "debian 13 with 2.6.0", "set TORCH_SOURCE=git")),
+    flag("magma-release", "two", "not a version number", "2.9.0"),
+    Bad("an old MAGMA", f"{COMPILE} --magma-release 2.7.2",
+        ("1 mistake", "MAGMA_RELEASE='2.7.2'", "no row", "set MAGMA_RELEASE=2.9.0")),
+    Bad("a MAGMA that does not go with torch", f"{COMPILE} --magma-release 2.10.0",
+        ("1 mistake", "MAGMA_RELEASE='2.10.0'", "torch 2.6.0", "set MAGMA_RELEASE=2.9.0")),
+    Bad("the distribution's MAGMA for another CUDA",
+        "plan --build-mode include --cca 8.6 --magma-source apt",
+        ("1 mistake", "MAGMA_SOURCE='apt'", "compiled with CUDA 12.4", "set MAGMA_SOURCE=archive")),
+    *(Bad(f"a CUDA that {way} does not serve", f"{COMPILE} --cuda-source {way}",
+          ("1 mistake", f"CUDA_SOURCE='{way}'", why, "apt: 12.4", "set CUDA_SOURCE=auto"))
+      for way, why in (("image", "no images of debian 13"), ("wheels", "no nvcc"))),
+    Bad("a CUDA that nothing serves", f"{COMPILE} --cuda-version 12.6",
+        ("1 mistake", "CUDA_VERSION='12.6'", "debian 13 packages CUDA 12.4",
+         "LINUX_DISTRO=ubuntu and DISTRO_VERSION=24.04 to keep CUDA 12.6")),
+    Bad("a CUDA to compile with that is not known", f"{COMPILE} --cuda-version 99.1",
+        ("1 mistake", "CUDA_VERSION='99.1'", "no row for CUDA 99.1", "the nearest")),
+    *(Bad(f"flags: {flags}", f"{COMPILE} --torch-flags {flags}",
+          (f"TORCH_FLAGS='{flags}'", "NAME=value words"))
+      for flags in ("USE_CUDA", "use_cuda=1", "-DUSE_CUDA=1")),
+    flag("max-jobs", "many", "not a number", "a number such as 8"),
+    *(flag("cache-url", url, "not a URL of a cache", "redis://host:6379")
+      for url in ("memcached://host", "s3://", "ccache")),
+    *(Bad(f"deadline {time}", f"{verb} --deadline {time}",
+          (f"--deadline='{time}'", "not a time from now", "170m, 5h or 5h30m"))
+      for verb, time in (("build", "nonsense"), ("build", "5"), ("wheels", "0m"), ("wheels", "-5h"),
+                         ("build", "30m5h"))),
+    Bad("nothing that only follows from a source that is none",
+        "plan --torch-source tarball --cuda-version 12.0 --cca 8.6",
+        ("1 mistake", "TORCH_SOURCE='tarball'")),
     # The base
     flag("linux-distro", "debain", "set LINUX_DISTRO=debian, the nearest"),
     flag("distro-version", "99", "no row for debian 99", "12, 13"),
@@ -145,6 +225,11 @@ TABLE: tuple[Bad, ...] = (
     flag("deb-new", "http://mirror", "DEB_OLD and DEB_NEW go together", "set both or neither"),
     Bad("DEB_OLD without DEB_NEW", "plan --deb-old http://archive.example",
         ("DEB_NEW=''", "DEB_OLD and DEB_NEW go together", "set both or neither")),
+    flag("git-old", "ftp://host/", "not the beginning of a git URL", "https://github.com/"),
+    flag("git-new", "mirror/", "not the beginning of a git URL", "https://git.example.com/mirror/"),
+    flag("git-new", "https://mirror/", "GIT_OLD and GIT_NEW go together", "set both or neither"),
+    Bad("GIT_OLD without GIT_NEW", "plan --git-old https://github.com/",
+        ("GIT_NEW=''", "GIT_OLD and GIT_NEW go together", "set both or neither")),
     Bad("trust in a host that speaks TLS",
         "plan --index-url https://host/simple --trusted-host host",
         ("TRUSTED_HOST='host'", "TLS checks are never turned off", "update-ca-certificates")),

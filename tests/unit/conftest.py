@@ -24,7 +24,8 @@ PATH = os.environ.get("PATH")
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail the test that makes a real call.
 
-    A fresh interpreter of our own may be started, and a program be missed on a test's own PATH.
+    A fresh interpreter of our own may be started, a program be missed on a test's own PATH, and git
+    be asked of folders and of servers on this machine.
     """
 
     def refuse(what: str) -> Any:
@@ -37,7 +38,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, args: Any, *rest: Any, **named: Any) -> None:
             ours = list(args)[:2] == [sys.executable, "-c"]
             missing = os.environ.get("PATH") != PATH and shutil.which(args[0]) is None
-            if not ours and not missing:
+            if not (ours or missing or _git_at_home(args)):
                 pytest.fail(f"a real call: {args!r}")
             super().__init__(args, *rest, **named)
 
@@ -48,6 +49,16 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = [name for name in dir(os) if name.startswith(("exec", "spawn", "posix_spawn"))]
     for name in [*calls, "system", "fork", "forkpty"]:
         monkeypatch.setattr(os, name, refuse(f"os.{name}"))
+
+
+def _git_at_home(args: Any) -> bool:
+    """Say whether a command is git's, and every server in it is of this machine."""
+    program, *rest = (str(arg) for arg in args)
+    reached = [arg for arg in rest if "://" in arg and not arg.startswith("url.")]
+    if rest[:1] == ["-c"]:
+        # With a mirror, that is what is reached.
+        reached = [rest[1].removeprefix("url.").partition(".insteadOf=")[0]]
+    return program == "git" and all("127.0.0.1" in url for url in reached)
 
 
 @pytest.fixture

@@ -96,9 +96,9 @@ def test_every_row_has_a_reason_and_a_source(where: str, row: dict[str, Any]) ->
     assert row["source"].startswith("https://"), where
 
 
-def test_the_folder_has_the_four_tables() -> None:
-    names = ["arch.toml", "cuda.toml", "distro.toml", "torch.toml"]
-    assert [path.name for path in sorted(FOLDER.glob("*.toml"))] == names
+def test_the_folder_has_the_six_tables() -> None:
+    names = ["arch", "cuda", "distro", "libraries", "magma", "torch"]
+    assert [path.stem for path in sorted(FOLDER.glob("*.toml"))] == names
 
 
 def test_tables_are_in_order_and_refer_to_each_other() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.spec import Arch
+from pipeline.spec import Arch, WheelSpec
 from pipeline.stages import verify
 from tests.unit.specs import spec
 
@@ -28,15 +28,25 @@ GOOD: dict[str, Any] = {
     "timezone_known": True,
     "torch": {
         "version": "2.6.0+cu124",
+        "git": "1eba9b3aa3c43f86f4a2c807ac8e12c4a7767340",
         "vision": "0.21.0+cu124",
         "cuda": "12.4",
         "arches": ["sm_80", "sm_90", "compute_90"],
         "mkl": True,
-        "config": "",
+        "magma": True,
+        "cudnn": 90100,
+        "config": "PyTorch built with: BLAS_INFO=mkl, USE_CUDNN=ON",
         "tensor_op": "ok",
         "vision_op": "ok",
+        "image_codecs": "ok",
+        "gpu": "none",
+        "code": {},
+        "missing": {},
     },
 }
+
+# What only a compiled wheel is asked for.
+OF_WHEELS = {"git", "magma", "cudnn", "config", "code", "missing"}
 
 
 def problems(**wrong: Any) -> list[str]:
@@ -80,6 +90,8 @@ WRONG: dict[str, tuple[Any, list[str]]] = {
     "torch__mkl": (False, ["MKL_MODE", "without MKL", "allowed: exclude"]),
     "torch__tensor_op": ("RuntimeError: no", ["tensor_op='RuntimeError: no'"]),
     "torch__vision_op": ("nms kept [0]", ["vision_op='nms kept [0]'"]),
+    "torch__image_codecs": ("RuntimeError: no JPEG", ["image_codecs='RuntimeError: no JPEG'"]),
+    "torch__gpu": ("nms kept [0]", ["on the GPU='nms kept [0]'", "allowed: ok"]),
     "torch__import_error": ("OSError: libcudnn", ["import torch", "OSError: libcudnn"]),
 }
 
@@ -93,8 +105,13 @@ def test_what_is_wrong_is_named(fact: str) -> None:
 
 def test_every_kind_of_fact_can_fail() -> None:
     judged = {name for name in GOOD if name not in {"prefix", "preload", "torch"}}
-    judged |= {f"torch__{name}" for name in GOOD["torch"] if name != "config"}
+    judged |= {f"torch__{name}" for name in GOOD["torch"].keys() - OF_WHEELS}
     assert judged <= WRONG.keys()
+    assert {fact for fact, _, _ in WRONG_IN_WHEELS} == OF_WHEELS
+
+
+def test_a_gpu_that_works_and_none_at_all_are_no_mistake() -> None:
+    assert problems(torch__gpu="ok") == problems(torch__gpu="none") == []
 
 
 def test_several_wrong_facts_are_all_named() -> None:
@@ -138,3 +155,160 @@ def test_flags_of_a_compiler_are_architectures(flag: str, arch: str) -> None:
 
 def test_a_flag_of_no_architecture_is_passed_over() -> None:
     assert verify.arches(["gfx90a", "sm_", "lto_90", "sm_80"]) == [Arch.parse("8.0")]
+
+
+# A compiled wheel
+
+COMPILED = spec(
+    pytorch_version_tag="v2.6.0", cca="8.6", build_mode="include", magma_source="archive",
+    tz="Asia/Seoul",
+)  # fmt: skip
+CODE = {
+    "torch/lib/libtorch_cuda.so": ["sm_86"],
+    "torch/lib/libtorch_cuda_linalg.so": ["sm_86"],
+    "torchvision/_C.so": ["sm_86"],
+    "torchvision.libs/libnvjpeg-4ac9ff42.so.12": ["compute_90", "sm_50", "sm_90"],
+}
+SITE = "/opt/build/lib/python3.13/site-packages"
+
+WRONG_IN_WHEELS: list[tuple[str, Any, list[str]]] = [
+    ("code", None, ["cuobjdump=", "nobody knows"]),
+    ("code", {}, ["GPU code of torch='none'", "allowed: sm_86"]),
+    ("code", CODE | {"torch/lib/libtorch_cuda.so": ["sm_80", "sm_86"]},
+     ["GPU code of torch='sm_80, sm_86'", "by cuobjdump", "allowed: sm_86"]),
+    ("code", CODE | {"torch/lib/libtorch_cuda.so": ["compute_86", "sm_86"]},
+     ["GPU code of torch='compute_86, sm_86'", "allowed: sm_86"]),
+    ("code", CODE | {"torch.libs/libmagma-5c1b.so": ["sm_70", "sm_90"]},
+     ["GPU code of MAGMA='sm_70, sm_90'", "allowed: sm_86"]),
+    ("missing", {f"{SITE}/torch/lib/libtorch_cuda.so": ["libcudnn.so.9", "libnccl.so.2"]},
+     ["libtorch_cuda.so", "needs libcudnn.so.9, libnccl.so.2, which is not found"]),
+    ("missing", {f"{SITE}/torch.libs/libopenblas-1a2b.so": ["libgfortran.so.5"]},
+     ["torch.libs/libopenblas", "needs libgfortran.so.5"]),
+    ("config", "BLAS_INFO=open", ["MKL='not in it'", "allowed: in it"]),
+    ("cudnn", None, ["cuDNN='not in it'", "allowed: in it"]),
+    ("magma", False, ["MAGMA='not in it'", "allowed: in it"]),
+    ("git", "0" * 40, ["torch's git commit", "0" * 40]),
+]  # fmt: skip
+
+
+def of_wheel(number: int = 0, wheel: WheelSpec | None = None, **wrong: Any) -> list[str]:
+    """Return what the judge of a wheel says of good facts but for some."""
+    facts = GOOD["torch"] | {"code": CODE} | wrong
+    wheel = wheel or COMPILED.compiled[number]
+    return [str(it) for it in verify.judge_wheel(wheel, {"torch": facts})]
+
+
+def test_good_wheels_may_be_kept() -> None:
+    assert of_wheel(0) == of_wheel(1) == []
+
+
+@pytest.mark.parametrize(("fact", "value", "words"), WRONG_IN_WHEELS, ids=lambda it: str(it)[:40])
+def test_what_is_wrong_with_a_wheel_is_named(fact: str, value: Any, words: list[str]) -> None:
+    torch = COMPILED.compiled[0]
+    source = torch.source.model_copy(update={"ref": GOOD["torch"]["git"]})
+    (said,) = of_wheel(wheel=torch.model_copy(update={"source": source}), **{fact: value})
+    assert [word for word in words if word not in said] == []
+
+
+def test_an_image_of_compiled_wheels_is_asked_for_the_same() -> None:
+    good = GOOD | {"torch": GOOD["torch"] | {"code": CODE, "arches": ["sm_86"]}}
+    assert verify.judge(COMPILED, good) == []
+    for fact, value, _ in WRONG_IN_WHEELS:
+        if fact not in {"git", "code"}:
+            torch = good["torch"] | {fact: value}
+            assert len(verify.judge(COMPILED, good | {"torch": torch})) == 1, fact
+
+
+@pytest.mark.parametrize(
+    ("cca", "code"),
+    [
+        ("8.6", ["sm_86"]),
+        ("8.6+PTX", ["compute_86", "sm_86"]),
+        ("7.5 8.6", ["sm_75", "sm_86"]),
+        ("9.0a", ["sm_90a"]),
+    ],
+)
+def test_gpu_code_is_what_was_asked_for_and_no_more(cca: str, code: list[str]) -> None:
+    it = spec(pytorch_version_tag="v2.6.0", cca=cca, build_mode="include", magma_source="off")
+    files = {"torch/lib/libtorch_cuda.so": code, "torchvision/_C.so": code}
+    for wheel in it.compiled:
+        assert of_wheel(wheel=wheel, code=files, magma=False) == []
+        for other in (code[:-1], [*code, "sm_52"], [*code, "compute_52"]):
+            wrong = dict.fromkeys(files, other)
+            assert len(of_wheel(wheel=wheel, code=wrong, magma=False)) == 1, other
+
+
+def test_a_file_of_torch_may_lack_an_architecture_that_others_have() -> None:
+    it = spec(pytorch_version_tag="v2.6.0", cca="7.5 8.6", build_mode="include", magma_source="off")
+    # Flash attention has no code for 7.5.
+    code = {"torch/lib/libtorch_cuda.so": ["sm_75", "sm_86"], "torch/lib/flash.so": ["sm_86"]}
+    assert of_wheel(wheel=it.compiled[0], code=code, magma=False) == []
+
+
+def test_the_distributions_magma_need_only_run_on_the_gpus() -> None:
+    it = spec(pytorch_version_tag="v2.6.0", cca="8.6", build_mode="include")
+    magma = it.compiled[0].magma
+    assert magma is not None
+    assert magma.source.kind == "apt"
+    its_own = {"torch.libs/libmagma-5c1b.so": ["compute_80", "sm_70", "sm_75", "sm_80"]}
+    assert of_wheel(wheel=it.compiled[0], code=CODE | its_own) == []
+    (said,) = of_wheel(wheel=it.compiled[0], code=CODE | {"torch.libs/libmagma.so": ["sm_70"]})
+    assert "GPU code of MAGMA='sm_70'" in said
+
+
+def test_what_torch_lacks_is_not_torchvisions_fault() -> None:
+    torch = f"{SITE}/torch/lib/libtorch_cuda.so"
+    assert of_wheel(1, missing={torch: ["libcudnn.so.9"]}, magma=False, cudnn=None) == []
+    (said,) = of_wheel(1, missing={f"{SITE}/torchvision/_C.so": ["libpng16.so.16"]})
+    assert "needs libpng16.so.16" in said
+    (said,) = of_wheel(1, code={"torch/lib/libtorch_cuda.so": ["sm_86"]})
+    assert "GPU code of torchvision='none'" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "facts"),
+    [
+        ("USE_CUDNN=0", {"cudnn": None}),
+        ("USE_MAGMA=0", {"magma": False}),
+        ("BLAS=OpenBLAS", {"config": "BLAS_INFO=open"}),
+    ],
+)
+def test_what_is_switched_off_on_purpose_is_not_missed(flags: str, facts: dict[str, Any]) -> None:
+    it = spec(pytorch_version_tag="v2.6.0", cca="8.6", build_mode="include", torch_flags=flags)
+    assert of_wheel(wheel=it.compiled[0], **facts) == []
+    (said,) = of_wheel(wheel=it.compiled[0])
+    assert "='in it'" in said
+
+
+def test_a_tag_is_no_commit_to_compare() -> None:
+    assert COMPILED.compiled[0].source.ref == "v2.6.0"
+    assert of_wheel(git="0" * 40) == []
+
+
+def test_a_wheel_is_of_the_version_that_was_asked_for() -> None:
+    (said,) = of_wheel(version="2.6.0a0+gitabc")
+    assert "torch='2.6.0a0+gitabc'" in said
+    assert "allowed: 2.6.0+cu124" in said
+    (said,) = of_wheel(1, vision="0.21.0")
+    assert "allowed: 0.21.0+cu124" in said
+
+
+def test_a_wheel_that_cannot_be_imported_or_does_not_compute_is_refused() -> None:
+    (said,) = of_wheel(import_error="OSError: libcudnn.so.9")
+    assert said.startswith("import torch='OSError: libcudnn.so.9'")
+    (said,) = of_wheel(tensor_op="RuntimeError: no")
+    assert "tensor_op='RuntimeError: no'" in said
+
+
+def test_torch_is_checked_before_there_is_a_torchvision() -> None:
+    alone = {name: it for name, it in GOOD["torch"].items()
+             if name not in {"vision", "vision_op", "image_codecs"}}  # fmt: skip
+    assert verify.judge_wheel(COMPILED.compiled[0], {"torch": alone | {"code": CODE}}) == []
+
+
+def test_the_proof_names_the_code_of_the_wheels_own_files() -> None:
+    facts = {"torch": GOOD["torch"] | {"code": CODE}}
+    said = verify.proof(COMPILED.compiled[0], facts)
+    assert "torch/lib/libtorch_cuda.so sm_86" in said
+    assert "torchvision" not in said
+    assert "torchvision/_C.so sm_86" in verify.proof(COMPILED.compiled[1], facts)

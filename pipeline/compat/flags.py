@@ -1,0 +1,84 @@
+"""What PyTorch's and torchvision's own builds are told: every USE_ and BUILD_ flag is here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pipeline.spec import Arch, SourceKind
+
+_TORCH = {
+    "BUILD_TEST": "0",
+    "INSTALL_TEST": "0",
+    "USE_CUDA": "1",
+    "USE_CUDNN": "1",
+    "USE_CUPTI_SO": "1",
+    "USE_CUSPARSELT": "1",
+    "USE_DISTRIBUTED": "1",
+    "USE_GFLAGS": "0",
+    "USE_GLOG": "0",
+    "USE_GLOO": "1",
+    "USE_MPI": "0",
+    "USE_NCCL": "1",
+    "USE_ROCM": "0",
+    "USE_SYSTEM_NCCL": "1",
+    "USE_XPU": "0",
+}
+
+# What the source package of Debian 13 (pytorch 2.6.0+dfsg) carries: its bundled parts are taken
+# out, and the distribution's libraries stand in for them. There is none for FBGEMM, NNPACK and ITT,
+# and its CUTLASS (3.4) is older than the one that the attention kernels include (3.5).
+_FROM_DISTRIBUTION = {
+    "USE_FBGEMM": "0",
+    "USE_FLASH_ATTENTION": "0",
+    "USE_ITT": "0",
+    "USE_KINETO": "1",
+    "USE_MEM_EFF_ATTENTION": "0",
+    "USE_MKLDNN": "1",
+    "USE_NNPACK": "0",
+    "USE_PYTORCH_QNNPACK": "1",
+    "USE_SYSTEM_LIBS": "1",
+    "USE_TENSORPIPE": "1",
+    "USE_VULKAN": "0",
+    "USE_XNNPACK": "1",
+}
+
+
+def torch_flags(
+    arches: Sequence[Arch],
+    kind: SourceKind,
+    *,
+    mkl: bool,
+    magma: bool,
+    compress: bool,
+    asked: Mapping[str, str],
+) -> dict[str, str]:
+    """Return the flags of PyTorch's build; `asked` are the user's, which go before all others.
+
+    Flash attention needs compute capability 8.0, and is compiled for any list until PyTorch pull
+    request 194502, in the files that take the most memory. `compress` says that this nvcc can
+    compress its fat binaries for size.
+    """
+    flash = any(arch.major >= 8 for arch in arches)  # noqa: PLR2004 - as above
+    flags = _TORCH | {
+        "BLAS": "MKL" if mkl else "OpenBLAS",
+        "USE_STATIC_MKL": "1" if mkl else "0",
+        "USE_MAGMA": "1" if magma else "0",
+        "USE_FLASH_ATTENTION": "1" if flash else "0",
+    }
+    if compress:
+        flags["TORCH_NVCC_FLAGS"] = "-Xfatbin -compress-all -compress-mode=size"
+    if kind == "apt":
+        flags |= _FROM_DISTRIBUTION
+    return flags | dict(asked)
+
+
+def vision_flags() -> dict[str, str]:
+    """Return the flags of torchvision's build; those it does not know it ignores."""
+    return {
+        "TORCHVISION_USE_FFMPEG": "0",
+        "TORCHVISION_USE_JPEG": "1",
+        "TORCHVISION_USE_NVJPEG": "1",
+        "TORCHVISION_USE_PNG": "1",
+        "TORCHVISION_USE_VIDEO_CODEC": "0",
+        "TORCHVISION_USE_WEBP": "1",
+    }

@@ -1,0 +1,321 @@
+"""What compiling torch takes beside a host compiler: build tools, libraries, CUDA and MAGMA.
+
+As in `rules`, a lookup returns the answer or the `Problem` of not having one, and what no row
+speaks of is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Final, Literal
+
+from pipeline.compat import rules, tables
+from pipeline.compat.rules import minor, nearest
+from pipeline.compat.tables import Distribution, MagmaRelease, TorchRelease, numbers
+from pipeline.errors import Problem
+from pipeline.spec import Arch, SourceSpec
+
+CudaSource = Literal["image", "apt", "wheels"]
+MagmaKind = Literal["off", "apt", "archive", "git"]
+
+MAGMA_ARCHIVE: Final = "https://icl.utk.edu/projectsfiles/magma/downloads/magma-{version}.tar.gz"
+_MAGMA: Final = "https://github.com/icl-utk-edu/magma/issues/7"
+_PIP_CUDA: Final = "https://docs.nvidia.com/cuda/cuda-installation-guide-linux/#pip-wheels"
+_WAYS: Final[tuple[CudaSource, ...]] = ("image", "apt", "wheels")
+_FIRST_WHEELS: Final = (13,)
+_FLASH: Final = (8, 0)
+_COMPRESS_MODE: Final = (12, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Libraries:
+    """Packages of the index, as pip requirements: what torch runs with, and is compiled against."""
+
+    runtime: tuple[str, ...]
+    build: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MagmaChoice:
+    """Which MAGMA torch gets, and why."""
+
+    kind: MagmaKind
+    version: str
+    reason: str
+    patches: tuple[str, ...] = ()
+    """Words of ``sed -i``: an expression and the file it changes."""
+    sha256: str = ""
+    """Of the tarball that `MAGMA_ARCHIVE` names."""
+
+
+def build_tools(torch: TorchRelease) -> str:
+    """Return the file of ``reqs/`` with the build tools of this torch's era."""
+    return torch.tools
+
+
+def no_arches() -> Problem:
+    """Return the problem of compiling for no GPU in particular."""
+    return Problem(
+        "CCA",
+        "",
+        "compiling needs the GPUs to compile for: the build has none to ask, and what PyTorch "
+        "takes instead is not known to every CUDA",
+        allowed="compute capabilities as 8.6, 9.0a or 8.6+PTX, or auto for those of this machine",
+        next_step="set CCA=auto, or CCA to the capability of the GPU that will run the image",
+        source="https://github.com/pytorch/pytorch/issues/121099",
+    )
+
+
+def flash(arches: Sequence[Arch]) -> bool:
+    """Say whether flash attention would run on any of these; its kernels need capability 8.0."""
+    return any((arch.major, arch.minor) >= _FLASH for arch in arches)
+
+
+def compress_mode(cuda: str) -> bool:
+    """Say whether nvcc takes ``-compress-mode=size``.
+
+    12.4 has no such flag, and upstream uses it from 12.8 on
+    (https://github.com/pytorch/pytorch/pull/157791).
+    """
+    return numbers(minor(cuda)) >= _COMPRESS_MODE
+
+
+def apt_source(dist: Distribution, package: str, version: str) -> SourceSpec | Problem:
+    """Return the distribution's source package, ``pytorch`` or ``pytorch-vision``."""
+    if dist.sources.get(package) == version:
+        return SourceSpec(kind="apt", location=package)
+    part = "VISION" if "vision" in package else "TORCH"
+    known = [it for it in rules.distributions() if package in it.sources]
+    return Problem(
+        f"{part}_SOURCE",
+        "apt",
+        f"no source package {package} {version} of {dist} is known to compile for CUDA",
+        allowed=", ".join(f"{it} with {it.sources[package]}" for it in known),
+        next_step=f"set {part}_SOURCE=git, or one of those",
+        source=dist.page("libtorch-dev"),
+    )
+
+
+# Libraries
+
+
+def libraries(torch: TorchRelease, cuda: str, arches: Sequence[Arch] = ()) -> Libraries | Problem:
+    """Return the CUDA libraries that a compiled torch needs, none too new for one of `arches`."""
+    release = rules.cuda_release(cuda)
+    if isinstance(release, Problem):
+        return release
+    newest_cudnn = rules.newest_cudnn(arches)
+    found = _libraries(torch.version, release.version, newest_cudnn)
+    if isinstance(found, Libraries):
+        return found
+    why, source = found
+    known = [
+        it
+        for it in tables.toolkits()
+        if torch.cuda.holds(it)
+        and isinstance(_libraries(torch.version, it, newest_cudnn), Libraries)
+    ]
+    return Problem(
+        "CUDA_VERSION",
+        cuda,
+        f"torch {torch.version} runs with libraries of the package index, and {why}",
+        allowed=", ".join(known),
+        next_step=f"set CUDA_VERSION={nearest(cuda, known)}",
+        source=source,
+    )
+
+
+@cache
+def _libraries(torch: str, cuda: str, newest_cudnn: str) -> Libraries | tuple[str, str]:
+    """Return the libraries, or which of them is not on record and where to look it up."""
+    toolkit = tables.toolkits().get(cuda)
+    if toolkit is None:
+        return f"no packages of the libraries of CUDA {cuda} are on record", rules.TOOLKITS
+    runtime, build = list(toolkit.runtime), []
+    for library in tables.libraries():
+        package = library.package.format(major=cuda.partition(".")[0])
+        most = newest_cudnn if "cudnn" in package else ""
+        version = library.version(torch, cuda, most)
+        if not version and library.needed:
+            bound = f" that runs on these GPUs ({most} or older)" if most else ""
+            return f"no {package}{bound} is on record", library.source
+        if version:
+            pin = package + (version if version[0] in "<>~" else f"=={version}")
+            runtime.append(pin)
+            if library.compiled:
+                build.append(pin)
+    return Libraries(tuple(runtime), tuple(build))
+
+
+# CUDA
+
+
+def toolkit(
+    dist: Distribution, cuda: str, source: CudaSource | Literal["auto"] = "auto"
+) -> CudaSource | Problem:
+    """Return where this CUDA comes from on this distribution.
+
+    ``auto`` prefers NVIDIA's image, which is whole, to the distribution's packages, which lie all
+    over its folders, and those to the package index, which lacks parts.
+    """
+    release = rules.cuda_release(cuda)
+    if isinstance(release, Problem):
+        return release
+    refused = {}
+    for way in _WAYS if source == "auto" else (source,):
+        refusal = _refused(way, dist, cuda)
+        if refusal is None:
+            return way
+        refused[way] = refusal
+    if release.version in _versions(dist, "auto"):
+        steps = ["CUDA_SOURCE=auto"]
+    else:
+        near = nearest(release.version, _versions(dist, source))
+        others = [it for it in rules.distributions() if release.version in _versions(it, source)]
+        steps = [f"CUDA_VERSION={near}"] if near else []
+        steps += [
+            f"LINUX_DISTRO={it.name} and DISTRO_VERSION={it.version} to keep CUDA {release.version}"
+            for it in others[-1:]
+        ]
+    return Problem(
+        "CUDA_VERSION" if source == "auto" else "CUDA_SOURCE",
+        cuda if source == "auto" else source,
+        "; ".join(why for why, _ in refused.values()),
+        allowed="; ".join(f"{way}: {', '.join(it)}" for way, it in _served(dist).items() if it),
+        next_step="set " + ", or ".join(steps or ["CUDA_SOURCE=auto"]),
+        source=next(page for _, page in refused.values()),
+    )
+
+
+def toolkit_wheels(cuda: str) -> tuple[str, ...]:
+    """Return the packages of the index that `toolkit` calls ``wheels``, as pip pins."""
+    parts = tables.toolkits()[minor(cuda)]
+    return (*parts.compiler, *parts.runtime)
+
+
+@cache
+def _served(dist: Distribution) -> dict[CudaSource, list[str]]:
+    """Return the CUDA versions that come each way on this distribution."""
+    return {
+        way: [version for version in tables.cuda() if not _refused(way, dist, version)]
+        for way in _WAYS
+    }
+
+
+def _versions(dist: Distribution, source: CudaSource | Literal["auto"]) -> list[str]:
+    """Return the CUDA versions that `source` serves on this distribution, oldest first."""
+    served = _served(dist)
+    if source != "auto":
+        return served[source]
+    return sorted({it for versions in served.values() for it in versions}, key=numbers)
+
+
+def _refused(way: CudaSource, dist: Distribution, cuda: str) -> tuple[str, str] | None:
+    """Return why this CUDA does not come this way, and where that is written."""
+    if way == "image":
+        image = rules.nvidia_image(cuda, "", "devel", dist)
+        return (image.why, image.source) if isinstance(image, Problem) else None
+    if way == "apt":
+        if dist.cuda == minor(cuda):
+            return None
+        return f"{dist} packages CUDA {dist.cuda}", dist.page("nvidia-cuda-toolkit")
+    if numbers(cuda) < _FIRST_WHEELS:
+        why = "the packages of CUDA 12 and older in the index hold libraries and ptxas, but no nvcc"
+        return why, _PIP_CUDA
+    if minor(cuda) in tables.toolkits():
+        return None
+    return f"no packages of the compiler of CUDA {minor(cuda)} are on record", _PIP_CUDA
+
+
+# MAGMA
+
+
+def magma(
+    torch: TorchRelease,
+    cuda: str,
+    dist: Distribution,
+    source: MagmaKind | Literal["auto"] = "auto",
+    version: str = "",
+    arches: Sequence[Arch] = (),
+) -> MagmaChoice | Problem:
+    """Return the MAGMA for this torch: `version` if one is asked for, else what suits.
+
+    ``auto`` leaves it out where torch no longer gains from it, and otherwise prefers the
+    distribution's, which is compiled, to its own.
+    """
+    release = rules.cuda_release(cuda)
+    if isinstance(release, Problem):
+        return release
+    version = version.removeprefix("v")
+    gain = tables.magma_use(torch.version)
+    if source == "off" or (source == "auto" and not gain.use and not version):
+        return MagmaChoice("off", "", "MAGMA_SOURCE=off" if source == "off" else gain.reason)
+    packaged = _packaged_magma(torch, release.version, dist, version, arches)
+    if source == "apt" or (source == "auto" and isinstance(packaged, MagmaChoice)):
+        return packaged
+    found = _magma_release(torch, release.version, version)
+    if isinstance(found, Problem):
+        return found
+    return MagmaChoice(
+        "git" if source == "git" else "archive",
+        found.version,
+        packaged.why if isinstance(packaged, Problem) and source == "auto" else found.reason,
+        tuple(sed for since, sed in found.patches.items() if numbers(since) <= numbers(cuda)),
+        found.sha256,
+    )
+
+
+def _packaged_magma(
+    torch: TorchRelease, cuda: str, dist: Distribution, version: str, arches: Sequence[Arch]
+) -> MagmaChoice | Problem:
+    """Return the distribution's MAGMA, or why it does not serve."""
+    release = tables.magmas().get(dist.magma)
+    lacking = [arch for arch in arches if not any(it.runs_on(arch) for it in dist.magma_archs)]
+    if version not in {"", dist.magma}:
+        why = f"not {version}"
+    elif dist.cuda != cuda:
+        why = f"compiled with CUDA {dist.cuda}"
+    elif release is None or not release.goes_with(torch.version, cuda):
+        why = f"which torch {torch.version} is not known to compile with"
+    elif not dist.magma_archs:
+        why = "and which GPUs that has code for is not on record"
+    elif lacking:
+        has = " ".join(map(str, dist.magma_archs))
+        why = f"with code for {has}, none of which runs on {', '.join(map(str, lacking))}"
+    else:
+        return MagmaChoice("apt", dist.magma, f"{dist} packages MAGMA {dist.magma} for CUDA {cuda}")
+    return Problem(
+        "MAGMA_SOURCE",
+        "apt",
+        f"{dist} packages MAGMA {dist.magma}, {why}",
+        allowed="archive, git, off",
+        next_step="set MAGMA_SOURCE=archive to compile one, or off",
+        source=dist.page("libmagma-dev"),
+    )
+
+
+def _magma_release(torch: TorchRelease, cuda: str, version: str) -> MagmaRelease | Problem:
+    """Return the MAGMA that is asked for, or the newest that compiles."""
+    known = tables.magmas()
+    if version and version not in known:
+        return replace(
+            rules.no_row("MAGMA_RELEASE", version, "MAGMA", known, _MAGMA),
+            why=f"no row for MAGMA {version}; 2.8.0 and older compile for their own list of GPUs "
+            "whatever is asked for, and not with CUDA 12.6 and newer",
+        )
+    fitting = [it for it in known.values() if it.goes_with(torch.version, cuda)]
+    if not version:
+        return fitting[-1]
+    if known[version] in fitting:
+        return known[version]
+    return Problem(
+        "MAGMA_RELEASE",
+        version,
+        f"MAGMA {version} does not go with torch {torch.version} and CUDA {cuda}: "
+        f"{known[version].reason}",
+        allowed=", ".join(it.version for it in fitting),
+        next_step=f"set MAGMA_RELEASE={fitting[-1].version}, or leave it out",
+        source=known[version].source,
+    )

@@ -1,0 +1,48 @@
+"""Repositories elsewhere, asked by this machine's own git with its own logins."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from typing import Final
+
+from pipeline.errors import Problem
+from pipeline.settings import shown
+
+_SECONDS: Final = 60
+
+
+def commit(url: str, ref: str, mirror: tuple[str, str] = ("", "")) -> str | Problem:
+    """Return the commit that a branch or a tag stands at now; `mirror` replaces how URLs begin."""
+    if shutil.which("git") is None:
+        return Problem(
+            "", ref, "a branch moves, and there is no git here to ask where it stands",
+            next_step="apt-get install -y git, or name a commit",
+        )  # fmt: skip
+    old, new = mirror
+    rewriting = ["-c", f"url.{new}.insteadOf={old}"] if new else []
+    # A prompt for a password would wait forever where nobody sits.
+    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
+    try:
+        answer = subprocess.run(
+            ["git", *rewriting, "ls-remote", "--exit-code", url, f"refs/heads/{ref}",
+             f"refs/tags/{ref}", f"refs/tags/{ref}^{{}}"],
+            capture_output=True, text=True, check=False, timeout=_SECONDS, env=environment,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return Problem("", ref, f"{shown(url)} does not answer in {_SECONDS} s",
+                       next_step="check the network, or name a commit")  # fmt: skip
+    lines = answer.stdout.split("\n")
+    if answer.returncode == 2:  # noqa: PLR2004 - git's own: no matching ref
+        return Problem(
+            "", ref, f"{shown(url)} has no branch and no tag of this name",
+            allowed="a tag, a branch, or all 40 digits of a commit",
+            next_step=f"git ls-remote {shown(url)} lists what it has",
+        )  # fmt: skip
+    if answer.returncode:
+        last = shown((answer.stderr.strip().splitlines() or ["git says nothing"])[-1])
+        return Problem("", ref, f"{shown(url)} cannot be asked where it stands: {last}",
+                       next_step="check the URL, the network and git's logins")  # fmt: skip
+    # Of an annotated tag the peeled line comes last, and names the commit.
+    return [line.split("\t")[0] for line in lines if line][-1]

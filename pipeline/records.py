@@ -1,0 +1,124 @@
+"""What compiles took, for the next one's estimate."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import platformdirs
+
+from pipeline.spec import WheelSpec
+
+if TYPE_CHECKING:
+    from pipeline.store import Store
+
+_KEEP: Final = 200
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished compile."""
+
+    variant: str
+    package: str
+    arches: int
+    seconds: int
+    jobs: int
+    steps: int
+    peak_memory: int
+    """Bytes, with page cache, as the kernel counts for the container."""
+    size: int
+    """Bytes of the wheel."""
+    hits: int
+    """Objects that came from the compiler cache."""
+    misses: int
+
+
+def path() -> Path:
+    """Return the file in which this machine keeps its records, one a line."""
+    return platformdirs.user_state_path("cresset") / "compiles.jsonl"
+
+
+def record(wheel: WheelSpec, facts: dict[str, Any], size: int) -> Record:
+    """Return the record of what ``compile.py`` says of a compile."""
+    counts = facts["cache"].values()
+    return Record(
+        variant=wheel.variant,
+        package=wheel.package,
+        arches=len(wheel.arches),
+        seconds=facts["seconds"],
+        jobs=facts["jobs"],
+        steps=facts["of"],
+        peak_memory=facts["peak_memory"],
+        size=size,
+        hits=sum(count.get("hits", 0) for count in counts),
+        misses=sum(count.get("misses", 0) for count in counts),
+    )
+
+
+def keep(new: Record) -> None:
+    """Add a record; the oldest go when there are many."""
+    file = path()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(asdict(it)) for it in (*_all(), new)][-_KEEP:]
+    file.write_text("\n".join(lines) + "\n")
+
+
+def estimate(wheel: WheelSpec) -> Record | None:
+    """Return the compile on record that is most like this one, None if none is.
+
+    One that the compiler cache did for the most part says nothing of the time that a first one
+    takes. Of the rest the same variant goes first, then as many architectures.
+    """
+    cold = [it for it in _all() if it.package == wheel.package and it.misses >= it.hits]
+    return max(
+        reversed(cold),
+        key=lambda it: (it.variant == wheel.variant, -abs(it.arches - len(wheel.arches))),
+        default=None,
+    )
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Where a wheel will come from, and what a compile is expected to take."""
+
+    package: str
+    store: str
+    """The wheel store that has it; empty: it is compiled."""
+    like: Record | None
+    """The compile on record that is most like it."""
+
+    def __str__(self) -> str:
+        if self.store:
+            return f"is in {self.store}"
+        if self.like is None:
+            return "is compiled; none is on record on this machine to tell how long that takes"
+        took = self.like
+        return (
+            f"is compiled; {took.variant} took {took.seconds / 60:.0f} min with {took.jobs} jobs, "
+            f"{took.peak_memory / 1e9:.1f} GB of memory and {took.size / 1e6:.0f} MB of disk"
+        )
+
+
+def expected(wheels: Sequence[WheelSpec], store: Store | None) -> list[Expected]:
+    """Return what to expect of each wheel; PublishError if the registry cannot be asked."""
+    return [
+        Expected(
+            wheel.package,
+            store.name if store and store.has(wheel) else "",
+            estimate(wheel),
+        )
+        for wheel in wheels
+    ]
+
+
+def _all() -> Iterator[Record]:
+    with contextlib.suppress(OSError):
+        for line in path().read_text().splitlines():
+            # A line of another version, or half of one, says nothing.
+            with contextlib.suppress(ValueError, TypeError):
+                yield Record(**json.loads(line))

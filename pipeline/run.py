@@ -1,0 +1,337 @@
+"""One run of the engine for one spec: choose it, make the base, find wheels, compile, keep.
+
+`pipeline.build` says what is to come out of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pipeline import records, reqs
+from pipeline.errors import BuildError, ConfigError, Problem, VerifyError, interruptible
+from pipeline.host import worktree
+from pipeline.plan import Step
+from pipeline.records import Record
+from pipeline.settings import Settings
+from pipeline.spec import BaseSpec, ImageSpec, WheelSpec
+
+if TYPE_CHECKING:
+    from dagger import Container, Directory
+
+    from pipeline.engine.select import Choice
+    from pipeline.report import Report
+    from pipeline.stages.inputs import Inputs
+    from pipeline.store import Store
+
+T = TypeVar("T")
+
+# What a first build took, by `du` of the engine's state and dist/ after it (README, Figures).
+_TORCH_BYTES = 14_000_000_000
+_SIMPLE_BYTES = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A wheel that this build compiled, and what it took."""
+
+    spec: WheelSpec
+    file: str
+    took: Record
+    cache: Mapping[str, Mapping[str, int]]
+
+    def lines(self) -> list[str]:
+        """Return what a person should know of it."""
+        took = self.took
+        lines = [
+            f"{self.file}: {took.size / 1e6:.0f} MB in {took.seconds} s, {took.steps} steps, "
+            f"{took.jobs} jobs, at most {took.peak_memory / 1e9:.1f} GB of memory"
+        ]
+        for kind, count in self.cache.items():
+            hits, misses = count.get("hits", 0), count.get("misses", 0)
+            rate = hits / max(1, hits + misses)
+            lines.append(f"compiler cache, {kind}: {hits} of {hits + misses} hits ({rate:.0%})")
+            if other := count.get("uncacheable", 0):
+                lines.append(f"compiler cache, {kind}: {other} compiles cannot be cached")
+        return lines
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what ``--json`` prints of it."""
+        return {"key": self.spec.key, **dataclasses.asdict(self.took), "cache": self.cache}
+
+
+@dataclass
+class Run:
+    """One build while it runs: what is at hand, and what has been compiled so far."""
+
+    spec: ImageSpec
+    choice: Choice
+    report: Report
+    base: Container
+    build_base: Container
+    origin: str
+    inputs: Inputs
+    store: Store | None
+    stored: dict[str, Directory]
+    compiled: list[Compiled]
+
+    def translated(self) -> contextlib.AbstractContextManager[None]:
+        """Turn what the SDK raises into errors that say what happened and what to do."""
+        from pipeline.engine import session  # noqa: PLC0415 - as in started
+
+        return session.translated()
+
+    async def through(self, stages: Mapping[str, Container | Directory]) -> Container | Directory:
+        """Run the stages in order and return the last; a wheel is checked and kept on its way."""
+        made: Any = None
+        for wheel in self.spec.compiled:
+            if wheel.key in self.stored and self.store:
+                self.report.note(f"{wheel.package}: from {self.store.name}")
+        wheels: dict[str, WheelSpec] = {it.package: it for it in self.spec.compiled}
+        for name, lazy in stages.items():
+            package, _, part = name.rpartition("-")
+            with self.report.stage(name), self.translated():
+                made = await lazy.sync()
+                if part == "wheel":
+                    await self._took(wheels[package], made)
+                elif part == "check":
+                    await self._keep(wheels[package], made, stages[f"{package}-wheel"])
+        return made  # type: ignore[no-any-return]
+
+    async def _took(self, wheel: WheelSpec, directory: Directory) -> None:
+        """Say what the compile took, and record it."""
+        facts = json.loads(await directory.file("record.json").contents())
+        (name,) = await directory.glob("*.whl")
+        took = records.record(wheel, facts, await directory.file(name).size())
+        records.keep(took)
+        self.compiled.append(Compiled(wheel, name, took, facts["cache"]))
+        for line in self.compiled[-1].lines():
+            self.report.note(line)
+
+    async def _keep(self, wheel: WheelSpec, installed: Container, made: Any) -> None:  # noqa: ANN401 - a Directory
+        """Check the installed wheel, and only then keep it for others."""
+        from pipeline.stages import verify  # noqa: PLC0415 - as in started
+
+        facts = verify.read(await verify.probe_wheel(installed, wheel).stdout())
+        if problems := verify.judge_wheel(wheel, facts):
+            raise VerifyError(problems)
+        self.report.note(f"{wheel.package}: {verify.proof(wheel, facts)}")
+        if self.store is not None:
+            await self.store.put(wheel, made)
+            self.report.note(f"{wheel.package}: kept in {self.store.name}")
+
+
+def started(
+    work: Callable[[Run], Awaitable[T]],
+    spec: ImageSpec,
+    settings: Settings,
+    steps: Sequence[Step],
+    *,
+    image: bool = True,
+    refresh_base: bool = False,
+    deadline: float = 0,
+) -> T:
+    """Choose an engine, make all ready, and return what the work returns."""
+    # Imported here: they bring rich and the SDK, which take longer than a build with nothing to do.
+    from pipeline.engine import select  # noqa: PLC0415
+    from pipeline.report import reporting  # noqa: PLC0415
+
+    names = ["engine", *(step.name for step in steps)]
+    with interruptible(), reporting("build", names) as report:
+        # Outside the event loop, which would hold Ctrl-C back until an engine is compiled.
+        with report.stage("engine", in_engine=False):
+            choice = select.choose(settings.engine, report.say)
+            report.note(f"engine: {choice.kind} ({choice.reason})")
+            if choice.kind == "local" and (warning := _warning_of_disk(spec)):
+                report.note(warning)
+        from pipeline.engine import session  # noqa: PLC0415
+
+        return session.run(
+            _run(
+                work,
+                spec,
+                settings,
+                choice,
+                report,
+                image=image,
+                refresh_base=refresh_base,
+                deadline=deadline,
+            )
+        )
+
+
+def _warning_of_disk(spec: ImageSpec) -> str:
+    """Return what to say where a first build may not fit beside the local engine's state."""
+    from pipeline.engine import local  # noqa: PLC0415 - as in started
+
+    free = shutil.disk_usage(local.log_path().parent).free
+    wanted = _TORCH_BYTES if spec.torch else _SIMPLE_BYTES
+    if free >= wanted:
+        return ""
+    return (
+        f"disk: {free / 1e9:.1f} GB are free, and a first build takes about {wanted / 1e9:.0f} GB; "
+        "if it ends for want of room, `python -m pipeline engine prune` makes some"
+    )
+
+
+async def _run(
+    work: Callable[[Run], Awaitable[T]],
+    spec: ImageSpec,
+    settings: Settings,
+    choice: Choice,
+    report: Report,
+    *,
+    image: bool,
+    refresh_base: bool,
+    deadline: float,
+) -> T:
+    from pipeline import caches  # noqa: PLC0415 - as in started
+    from pipeline import store as stores  # noqa: PLC0415
+    from pipeline.engine import session, telemetry  # noqa: PLC0415
+    from pipeline.stages import base as bottom  # noqa: PLC0415
+    from pipeline.stages import inputs  # noqa: PLC0415
+
+    watcher = telemetry.Watcher(output=report.output, ran=report.ran)
+    with telemetry.receiver(watcher) as report.watched:
+        async with session.session(choice, report.stream):
+            given = inputs.inputs(
+                reqs.FOLDER,
+                [file.name for file in spec.pip],
+                index_url=settings.index_url,
+                extra_index_url=settings.extra_index_url,
+                torch_index_url=_torch_index(spec, settings),
+                trusted_host=settings.trusted_host,
+                git=inputs.git_access(
+                    instead_of=(settings.git_old, settings.git_new),
+                    trusted_host=settings.trusted_host,
+                    agent=os.environ.get("SSH_AUTH_SOCK", ""),
+                    known_hosts=Path.home() / ".ssh" / "known_hosts",
+                ),
+            )
+            folders = _source_folders(spec)
+            given = dataclasses.replace(
+                given, untracked={str(path): worktree.untracked(path) for path in folders}
+            )
+            store = stores.store(settings)
+            stored = {it.key: store.wheel(it) for it in spec.compiled if store and store.has(it)}
+            base = build_base = bottom.nothing()
+            origin = ""
+            if image or len(stored) < len(spec.compiled):
+                with report.stage("base"), session.translated():
+                    given = await _sent(given, spec)
+                    base, origin = await _base(spec.base, settings, report, refresh=refresh_base)
+                    await _check_release(base, spec.base)
+                    report.note(f"base: {origin}")
+                    build_base = await _build_base(base, spec, settings, report)
+            compiling = len(stored) < len(spec.compiled)
+            shared = caches.objects(settings.cache_url, report.note)
+            async with shared if compiling else contextlib.nullcontext() as cache:
+                limits = inputs.Compiling(settings.max_jobs, deadline, cache)
+                given = dataclasses.replace(given, compiling=limits)
+                run = Run(spec, choice, report, base, build_base, origin, given, store, stored, [])
+                return await work(run)
+
+
+async def _build_base(
+    base: Container, spec: ImageSpec, settings: Settings, report: Report
+) -> Container:
+    """Return what is compiled on: the image's own base, or the one that brings CUDA."""
+    wanted = next((it.toolchain.base for it in spec.compiled), spec.base)
+    if wanted == spec.base:
+        return base
+    other, _ = await _base(wanted, settings, report, refresh=False)
+    return other
+
+
+async def _sent(given: Inputs, spec: ImageSpec) -> Inputs:
+    """Send the requirements now, and refuse what was edited since the key was made of them."""
+    sent = dataclasses.replace(given, pip_train=await given.pip_train.sync())
+    now, _ = reqs.pip_files(reqs.FOLDER, reqs.PIP_TRAIN)
+    if tuple(now) != spec.pip:
+        raise ConfigError(
+            [
+                Problem(
+                    str(reqs.FOLDER / reqs.PIP_TRAIN),
+                    "",
+                    "it, or a file it includes, was edited while the build began",
+                    next_step="run the same command again",
+                )
+            ]
+        )
+    return sent
+
+
+async def _base(
+    spec: BaseSpec, settings: Settings, report: Report, *, refresh: bool
+) -> tuple[Container, str]:
+    """Return the base and what it is, by digest: the one choice that is left to the machine."""
+    from anyio import to_thread  # noqa: PLC0415 - as in _run
+
+    from pipeline.engine import session  # noqa: PLC0415
+    from pipeline.host.bootstrap import base_archive  # noqa: PLC0415
+    from pipeline.stages import base as stage  # noqa: PLC0415
+
+    if spec.source in {"auto", "image"}:
+        pulled = stage.base_from_registry(spec.image)
+        why = await session.why_unavailable(pulled)
+        if not why:
+            origin = f"image {await pulled.image_ref()}"
+            return await stage.with_apt_mirror(pulled, spec).sync(), origin
+        if spec.source == "image" or not spec.can_bootstrap:
+            raise BuildError(
+                f"the base {spec.image} cannot be pulled",
+                why=why,
+                next_step="set BASE_IMAGE to a reference that this machine can pull, or "
+                "BASE_SOURCE=bootstrap with LINUX_DISTRO=debian",
+            )
+        report.note(f"{spec.image} cannot be pulled ({why})")
+    archive = Path(settings.base_archive)
+    if spec.source != "archive":
+        archive = await to_thread.run_sync(lambda: base_archive(spec, report.say, refresh=refresh))
+    made_by = "archive" if spec.source == "archive" else "bootstrap"
+    # A BASE_ARCHIVE was hashed for the key already.
+    origin = f"{made_by} {archive.name}@sha256:{spec.archive_sha256 or _sha256(archive)}"
+    return await stage.with_apt_mirror(stage.base_from_archive(str(archive)), spec).sync(), origin
+
+
+async def _check_release(base: Container, spec: BaseSpec) -> None:
+    """Refuse a base of another release than the one all else was chosen for."""
+    release = await base.file("/etc/os-release").contents()
+    if f"VERSION_CODENAME={spec.codename}" in release.replace('"', ""):
+        return
+    name = next((line for line in release.splitlines() if line.startswith("PRETTY_NAME")), "")
+    raise ConfigError(
+        [
+            Problem(
+                "BASE_IMAGE",
+                spec.image,
+                f"holds {name.partition('=')[2] or 'no known distribution'}",
+                allowed=f"{spec.distribution} {spec.version} ({spec.codename})",
+                next_step="set LINUX_DISTRO and DISTRO_VERSION to what it holds",
+            )
+        ]
+    )
+
+
+def _source_folders(spec: ImageSpec) -> list[Path]:
+    wheels = spec.compiled
+    sources = [wheel.source for wheel in wheels]
+    return [Path(source.location) for source in sources if source.kind == "path"]
+
+
+def _torch_index(spec: ImageSpec, settings: Settings) -> str:
+    """Return the index of torch's wheels, empty where it is that of every other package."""
+    return settings.pytorch_index_url or (spec.torch.index if spec.torch else "")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

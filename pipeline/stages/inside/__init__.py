@@ -1,0 +1,1 @@
+"""Programs that run inside a container: mounted for one exec, never part of an image."""

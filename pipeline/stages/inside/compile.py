@@ -1,0 +1,220 @@
+"""Run inside a build container by its own Python: compiles, within the machine's memory and time.
+
+Usage: compile.py RECORD -- COMMAND...
+
+Jobs follow memory as well as cores; a compile that is killed for memory is run once more with half
+of them; one that reaches its deadline stops in good order and exits with 75. What it took goes to
+RECORD as JSON. Mounted for one exec, never part of an image; keeps to the standard library.
+"""
+
+import collections
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+UNFINISHED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
+PATIENCE = 10  # seconds between two signals
+GATE = "/run/gate"
+SLOTS = "/tmp/slots"
+STATSLOG = "/tmp/ccache-stats.log"
+
+# Bytes that one compiler takes at its worst. C++: the largest of PyTorch 2.6.0's own files. CUDA
+# and flash attention: pytorch issues 130443 and 124018, flash-attention pull request 2079.
+CPP, CUDA, FLASH = 1.5e9, 4e9, 5.3e9
+
+STEP = re.compile(r"\[(\d+)/(\d+)\]")
+KILLED = re.compile(
+    r"Killed signal terminated program|\bKilled\b|out of memory allocating", re.IGNORECASE
+)
+
+
+def main():
+    record_path, command = sys.argv[1], sys.argv[3:]
+    started = time.time()
+    jobs = int(os.environ.get("MAX_JOBS") or 0) or job_count(CPP)
+    attempts = []
+    while True:
+        attempt = run(command, jobs)
+        attempts.append(attempt)
+        out_of_memory = attempt["code"] != 0 and not attempt["stopped"] and attempt["killed"]
+        if not (out_of_memory and jobs > 1 and len(attempts) == 1):
+            break
+        jobs = max(1, jobs // 2)
+        say("killed for memory; once more with %d jobs" % jobs)
+    record = {
+        "seconds": round(time.time() - started),
+        "jobs": jobs,
+        "steps": attempts[-1]["done"],
+        "of": attempts[-1]["total"],
+        "peak_memory": peak_memory(),
+        "retried_for_memory": len(attempts) > 1,
+        "cache": hit_rates(),
+    }
+    say("record: " + json.dumps(record))
+    if attempts[-1]["stopped"]:
+        say("stopped by the deadline at step %(steps)s of %(of)s" % record)
+        sys.exit(UNFINISHED)
+    if attempts[-1]["code"]:
+        if out_of_memory:
+            say("killed for memory again, with %d jobs: set MAX_JOBS lower, or add memory" % jobs)
+        sys.exit(attempts[-1]["code"])
+    os.makedirs(os.path.dirname(record_path), exist_ok=True)
+    with open(record_path, "w") as file:
+        json.dump(record, file)
+
+
+def say(line):
+    print("compile: " + line, flush=True)
+
+
+def run(command, jobs):
+    """Run the command once; return its exit code, how far it came, and why it ended."""
+    gate(jobs)
+    environment = dict(os.environ, MAX_JOBS=str(jobs), CMAKE_BUILD_PARALLEL_LEVEL=str(jobs))
+    environment.update(CCACHE_PREFIX=GATE, CCACHE_STATSLOG=STATSLOG, PYTHONUNBUFFERED="1")
+    say("%d jobs on %d cores with %.1f GB free" % (jobs, cores(), available() / 1e9))
+    kills = oom_kills()
+    state = {"code": 0, "done": 0, "total": 0, "stopped": False, "killed": False}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, errors="replace", start_new_session=True,
+    )  # fmt: skip
+
+    def stop():
+        # ninja ends its compilers on SIGINT and throws their half-written objects away. What
+        # starts at just this moment may miss it, and a compiler may take its time.
+        state["stopped"] = True
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(process.pid, number)
+            except ProcessLookupError:
+                return
+            time.sleep(PATIENCE)
+
+    deadline = float(os.environ.get("CRESSET_DEADLINE") or 0)
+    timer = threading.Timer(max(0, deadline - time.time()), stop) if deadline else None
+    if timer:
+        timer.daemon = True
+        timer.start()
+    before = 0
+    for line in process.stdout:
+        sys.stdout.write(line)
+        sys.stdout.flush()
+        step = STEP.match(line)
+        if step:
+            # torchvision's extensions are built one after the other, each with a count of its own.
+            if int(step[1]) < state["done"] - before:
+                before = state["total"]
+            state["done"], state["total"] = before + int(step[1]), before + int(step[2])
+        state["killed"] = state["killed"] or bool(KILLED.search(line))
+    state["code"] = process.wait()
+    if timer:
+        timer.cancel()
+    state["killed"] = state["killed"] or oom_kills() > kills
+    return state
+
+
+def gate(jobs):
+    """Write the program that ccache puts before a compiler that really runs.
+
+    It lets no more CUDA compilers run at once than fit into memory, whatever the number of jobs;
+    a cache hit never waits for it. ninja's own pools know no kinds of files.
+    """
+    cuda = min(jobs, job_count(CUDA))
+    flash = min(cuda, job_count(FLASH))
+    os.makedirs(SLOTS, exist_ok=True)
+    with open(GATE, "w") as file:
+        file.write(
+            "#!/bin/bash\n"
+            # nvcc may call a compiler that is behind ccache too, and would wait for itself.
+            '[ -z "$CRESSET_GATED" ] || exec "$@"\n'
+            "export CRESSET_GATED=1\n"
+            'case "$*" in\n'
+            "  *flash*.cu*) slots=%d ;;\n"
+            "  *.cu*) slots=%d ;;\n"
+            '  *) exec "$@" ;;\n'
+            "esac\n"
+            "while :; do\n"
+            "  for slot in $(seq $slots); do\n"
+            "    exec 9> %s/$slot\n"
+            '    flock -n 9 && exec "$@"\n'
+            "  done\n"
+            "  sleep 0.2\n"
+            "done\n" % (flash, cuda, SLOTS)
+        )
+    os.chmod(GATE, 0o755)
+
+
+def job_count(each):
+    """Return how many jobs of so many bytes fit into the free memory, at most one a core."""
+    return max(1, min(cores(), int(available() // each)))
+
+
+def cores():
+    """Return the cores of the machine, or what this container is limited to."""
+    quota, _, period = read("/sys/fs/cgroup/cpu.max").partition(" ")
+    if not period:
+        quota = read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+        period = read("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+    mine = len(os.sched_getaffinity(0))
+    if not quota.strip().isdigit():  # "max", or -1
+        return mine
+    return max(1, min(mine, int(quota) // int(period)))
+
+
+def available():
+    """Return the bytes of memory that are free, of the machine or of this container's own limit."""
+    fields = dict(re.findall(r"(\w+):\s+(\d+) kB", read("/proc/meminfo")))
+    free = int(fields["MemAvailable"]) * 1024
+    most = memory("memory.max", "memory.limit_in_bytes")
+    # A limit that no machine has means none.
+    return min(free, most) if 0 < most < 1 << 50 else free
+
+
+def peak_memory():
+    """Return the most bytes this container used at once; with page cache, as the kernel counts."""
+    return memory("memory.peak", "memory.max_usage_in_bytes")
+
+
+def oom_kills():
+    text = read("/sys/fs/cgroup/memory.events") or read("/sys/fs/cgroup/memory/memory.oom_control")
+    found = re.search(r"oom_kill (\d+)", text)
+    return int(found[1]) if found else 0
+
+
+def memory(v2, v1):
+    text = read("/sys/fs/cgroup/" + v2) or read("/sys/fs/cgroup/memory/" + v1)
+    return int(text) if text.strip().isdigit() else 0
+
+
+def read(path):
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def hit_rates():
+    """Return hits and misses of the compiler cache for C++ and CUDA apart."""
+    counts = {"c++": collections.Counter(), "cuda": collections.Counter()}
+    kind = None
+    for line in read(STATSLOG).splitlines():
+        if line.startswith("# "):
+            kind = "cuda" if line.endswith(".cu") else "c++"
+        elif kind and line in ("direct_cache_hit", "preprocessed_cache_hit"):
+            counts[kind]["hits"] += 1
+        elif kind and line == "cache_miss":
+            counts[kind]["misses"] += 1
+        elif kind and line in ("unsupported_compiler_option", "called_for_preprocessing"):
+            counts[kind]["uncacheable"] += 1
+    return {kind: dict(count) for kind, count in counts.items() if count}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""Run inside a built image by its own Python: prints what is really in it, as JSON.
+
+Mounted for one exec and never part of the image. It states facts and judges nothing, and it
+keeps to the standard library, whatever the version of Python.
+"""
+
+import glob
+import json
+import os
+import shutil
+import stat
+import sys
+
+CACHES = ("~/.cache/pip", "~/.cache/uv")
+COMPILERS = ("cc", "gcc", "g++", "c++", "clang", "nvcc", "cicc", "ptxas")
+
+
+def main():
+    facts = {
+        "python": "%d.%d" % sys.version_info[:2],
+        "prefix": sys.prefix,
+        "compilers": [path for name in COMPILERS for path in [shutil.which(name)] if path],
+        "apt_lists": left_over("/var/lib/apt/lists/*Packages*"),
+        "apt_archives": left_over("/var/cache/apt/archives/*.deb"),
+        "caches": [path for path in map(os.path.expanduser, CACHES) if os.path.exists(path)],
+        "homes": [home(path) for path in glob.glob("/home/*")],
+        "build_leftovers": left_over("/mnt/*") + left_over("/tmp/*"),
+        "cuda_libraries": cuda_libraries(),
+        "preload": os.environ.get("LD_PRELOAD", ""),
+        "preload_errors": preload_errors(),
+        "timezone_known": os.path.exists("/etc/localtime"),
+        "timezone": os.readlink("/etc/localtime").partition("/zoneinfo/")[2],
+        "torch": None,
+    }
+    if "--torch" in sys.argv:
+        facts["torch"] = torch_facts()
+    print(json.dumps(facts))
+
+
+def left_over(pattern):
+    return sorted(glob.glob(pattern))
+
+
+def home(path):
+    status = os.stat(path)
+    return {
+        "path": path,
+        "uid": status.st_uid,
+        "world_writable": bool(status.st_mode & stat.S_IWOTH),
+    }
+
+
+def cuda_libraries():
+    """Map the file name of each CUDA library to every folder that has it.
+
+    Triton's own copies of CUPTI do not count: it asks for two generations of it side by side.
+    """
+    found = {}
+    for top in ("/usr", "/opt"):
+        for folder, _, files in os.walk(top):
+            if "/triton/backends/" in folder:
+                continue
+            for file in files:
+                if file.startswith(("libcu", "libnv", "libnccl")) and ".so" in file:
+                    path = os.path.join(folder, file)
+                    if not os.path.islink(path):
+                        found.setdefault(file, []).append(folder)
+    return found
+
+
+def preload_errors():
+    import subprocess
+
+    # The loader only warns of a preload that it cannot find, on every program it starts.
+    shown = subprocess.run([sys.executable, "-c", ""], stderr=subprocess.PIPE, check=False).stderr
+    return [line for line in shown.decode().splitlines() if "LD_PRELOAD" in line]
+
+
+def torch_facts():
+    torchvision = None
+    try:
+        import torch
+
+        if "--no-vision" not in sys.argv:
+            import torchvision
+    except Exception as error:  # whatever a broken image raises is the fact
+        return {"import_error": "%s: %s" % (type(error).__name__, error)}
+    folder = os.path.dirname(os.path.dirname(torch.__file__))
+    facts = {
+        "version": torch.__version__,
+        "git": torch.version.git_version,
+        "cuda": torch.version.cuda,
+        # get_arch_list() answers with nothing where there is no GPU; the flags are compiled in.
+        "arches": torch._C._cuda_getArchFlags().split() if torch.version.cuda else [],
+        "mkl": torch.backends.mkl.is_available(),
+        "magma": torch.cuda.has_magma,
+        "cudnn": torch.backends.cudnn.version() if torch.version.cuda else None,
+        "config": torch.__config__.show(),
+        "tensor_op": check(lambda: tensor_op(torch)),
+        "gpu": check(lambda: gpu(torch, torchvision)) if torch.cuda.is_available() else "none",
+        "code": {},
+        "missing": {},
+    }
+    if torchvision:
+        facts["vision"] = torchvision.__version__
+        facts["vision_op"] = check(lambda: vision_op(torch, torchvision))
+        facts["image_codecs"] = check(lambda: image_codecs(torch, torchvision))
+    if "--code" in sys.argv:
+        binaries = own_binaries(folder)
+        facts["code"] = device_code(folder, binaries)
+        facts["missing"] = missing_libraries(binaries)
+    return facts
+
+
+def own_binaries(folder):
+    """Return every shared library and program of torch and torchvision, with what they bring."""
+    found = []
+    for name in ("torch", "torch.libs", "torchvision", "torchvision.libs"):
+        for top, _, files in os.walk(os.path.join(folder, name)):
+            for file in files:
+                path = os.path.join(top, file)
+                if os.path.islink(path):
+                    continue
+                with open(path, "rb") as content:
+                    if content.read(4) == b"\x7fELF":
+                        found.append(path)
+    return sorted(found)
+
+
+def device_code(folder, binaries):
+    """Map each binary with GPU code to its architectures, as cuobjdump lists them.
+
+    Triton brings a cuobjdump along; else it is the toolchain's.
+    """
+    tools = glob.glob(os.path.join(folder, "triton/backends/nvidia/bin/cuobjdump"))
+    tool = shutil.which("cuobjdump") or (tools[0] if tools else None)
+    if tool is None:
+        return None
+    code = {}
+    for path in binaries:
+        listed = run(tool, "--list-elf", path) + run(tool, "--list-ptx", path)
+        names = set()
+        for line in listed.splitlines():
+            kind, _, name = line.partition(" file ")
+            words = name.split(".")
+            if kind in ("ELF", "PTX") and len(words) > 2:
+                names.add(("sm_" if kind == "ELF" else "compute_") + words[-2].partition("_")[2])
+        if names:
+            code[os.path.relpath(path, folder)] = sorted(names)
+    return code
+
+
+def missing_libraries(binaries):
+    """Map each binary to the libraries that the loader does not find for it.
+
+    Not the driver's, which comes with the host.
+    """
+    missing = {}
+    for path in binaries:
+        lines = run("ldd", path).splitlines()
+        names = [line.split()[0] for line in lines if "not found" in line]
+        names = [name for name in names if name != "libcuda.so.1"]
+        if names:
+            missing[path] = names
+    return missing
+
+
+def run(*command):
+    import subprocess
+
+    # Neither is a library to be preloaded into.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, env=environment
+    )
+    return done.stdout.decode(errors="replace")
+
+
+def image_codecs(torch, torchvision):
+    picture = (torch.arange(3 * 8 * 8) % 251).to(torch.uint8).reshape(3, 8, 8)
+    io = torchvision.io
+    if not torch.equal(io.decode_png(io.encode_png(picture)), picture):
+        return "a PNG is not what it was before it was encoded"
+    shape = tuple(io.decode_jpeg(io.encode_jpeg(picture)).shape)
+    return "ok" if shape == (3, 8, 8) else "a JPEG of 3x8x8 is decoded as %r" % (shape,)
+
+
+def gpu(torch, torchvision):
+    """Run a kernel, a solve (by MAGMA where torch uses it) and torchvision's nms on the GPU."""
+    left = torch.eye(64, device="cuda", dtype=torch.float64) * 2
+    solved = torch.linalg.solve(left, torch.ones(64, 1, device="cuda", dtype=torch.float64))
+    if not torch.allclose(solved, torch.full_like(solved, 0.5)):
+        return "2 x = 1 has the solution %r" % solved[0].item()
+    if torchvision is None:
+        return "ok"
+    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]], device="cuda")
+    scores = torch.tensor([0.9, 0.8, 0.7], device="cuda")
+    kept = torchvision.ops.nms(boxes, scores, 0.5).tolist()
+    return "ok" if kept == [0, 2] else "nms kept %r, not [0, 2]" % kept
+
+
+def check(operation):
+    try:
+        return operation()
+    except Exception as error:  # as above
+        return "%s: %s" % (type(error).__name__, error)
+
+
+def tensor_op(torch):
+    left = torch.arange(12, dtype=torch.float64).reshape(3, 4)
+    product = (left @ left.T).sum().item()
+    return "ok" if product == 1134.0 else "3x4 matrix product sums to %r, not 1134" % product
+
+
+def vision_op(torch, torchvision):
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [1.0, 1.0, 10.0, 10.0], [20.0, 20.0, 30.0, 30.0]])
+    kept = torchvision.ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist()
+    return "ok" if kept == [0, 2] else "nms kept %r, not [0, 2]" % kept
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""The wheel store: what is compiled once is found by its key, on any machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import platformdirs
+
+from pipeline import publish, tags
+from pipeline.publish import KEY_LABEL
+from pipeline.settings import Settings
+from pipeline.spec import WheelSpec
+
+if TYPE_CHECKING:
+    from dagger import Directory
+
+_WHEELS = "/wheels"
+_KEY_DIGITS = 16
+
+
+class Store(Protocol):
+    """A place for compiled wheels; `name` says which in words."""
+
+    @property
+    def name(self) -> str: ...
+
+    def has(self, spec: WheelSpec) -> bool:
+        """Say whether the wheel of that key is there; asks no engine."""
+
+    def wheel(self, spec: WheelSpec) -> Directory:
+        """Return the directory with the wheel of that key, lazy."""
+
+    async def put(self, spec: WheelSpec, wheel: Directory) -> None:
+        """Keep the wheel under its key: whole, or not at all."""
+
+
+def store(settings: Settings) -> Store | None:
+    """Return the store in REGISTRY, else in a folder of this machine; None if it is off."""
+    if settings.wheel_store == "off":
+        return None
+    if settings.registry:
+        return Registry(tags.repository(settings.image_name, settings.registry) + "-wheels")
+    return Folder(platformdirs.user_cache_path("cresset") / "wheels")
+
+
+@dataclass(frozen=True)
+class Registry:
+    """A repository with an image for each wheel, which holds nothing else."""
+
+    repository: str
+
+    @property
+    def name(self) -> str:
+        return f"the wheel store {self.repository}"
+
+    def has(self, spec: WheelSpec) -> bool:
+        """Say whether the wheel is there; PublishError if the registry cannot be asked."""
+        return publish.manifest(self.repository, _tag(spec)) is not None
+
+    def wheel(self, spec: WheelSpec) -> Directory:
+        """Return the directory with the wheel."""
+        from dagger import dag  # noqa: PLC0415 - as in put
+
+        return dag.container().from_(f"{self.repository}:{_tag(spec)}").directory(_WHEELS)
+
+    async def put(self, spec: WheelSpec, wheel: Directory) -> None:
+        """Publish the wheel; PublishError if the registry does not take it."""
+        import dagger  # noqa: PLC0415 - most of a second, and whether a wheel is there takes none
+        from dagger import ImageLayerCompression, dag  # noqa: PLC0415
+
+        image = (
+            dag.container()
+            .with_directory(_WHEELS, wheel)
+            .with_label(KEY_LABEL, spec.key)
+            .with_label("org.opencontainers.image.title", spec.variant)
+        )
+        try:
+            # A wheel is compressed already.
+            await image.publish(
+                f"{self.repository}:{_tag(spec)}",
+                forced_compression=ImageLayerCompression.Uncompressed,
+            )
+        except dagger.QueryError as error:
+            raise publish.refused(self.repository, str(error)) from error
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of this machine, in which each wheel has a folder named by variant and key."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return f"the wheel store {self.path}"
+
+    def has(self, spec: WheelSpec) -> bool:
+        """Say whether the wheel is there."""
+        return (self.path / _tag(spec)).is_dir()
+
+    def wheel(self, spec: WheelSpec) -> Directory:
+        """Return the directory with the wheel."""
+        from dagger import dag  # noqa: PLC0415 - as in put
+
+        return dag.host().directory(str(self.path / _tag(spec)))
+
+    async def put(self, spec: WheelSpec, wheel: Directory) -> None:
+        """Write the wheel beside its place and move it there when it is whole."""
+        partial = self.path / f".{_tag(spec)}.{os.getpid()}"
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            await wheel.export(str(partial))
+            shutil.rmtree(self.path / _tag(spec), ignore_errors=True)
+            partial.rename(self.path / _tag(spec))
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _tag(spec: WheelSpec) -> str:
+    return f"{spec.variant}-{spec.key[:_KEY_DIGITS]}"

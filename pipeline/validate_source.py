@@ -1,0 +1,297 @@
+"""From what the user wrote to what is compiled: sources, toolchain, flags, as wheel specs."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from pipeline import reqs
+from pipeline.compat import flags, rules, source
+from pipeline.compat.tables import Distribution, TorchRelease
+from pipeline.errors import ConfigError, Problem
+from pipeline.host import worktree
+from pipeline.settings import Settings
+from pipeline.spec import (
+    Arch,
+    BaseSpec,
+    MagmaSpec,
+    ReqsFile,
+    SourceSpec,
+    ToolchainSpec,
+    WheelSpec,
+)
+
+Resolve = Callable[[str, str], str | Problem]
+"""Returns the commit that a branch or tag of a repository stands at."""
+
+
+def unresolved(_url: str, ref: str) -> str | Problem:
+    """Answer for a branch where no repository may be asked."""
+    return Problem("", ref, "a branch moves, and no repository was asked where it stands now")
+
+
+_UPSTREAM = {
+    "TORCH": "https://github.com/pytorch/pytorch.git",
+    "VISION": "https://github.com/pytorch/vision.git",
+    "MAGMA": "https://github.com/icl-utk-edu/magma.git",
+}
+_PACKAGES = {"TORCH": "pytorch", "VISION": "pytorch-vision"}
+_RELEASE_TAG = re.compile(r"v\d+(\.\d+)+|[0-9a-f]{40}")
+
+_STAGES = (
+    "base.py", "compiled.py", "inside/fetch_git.sh", "inside/graft.py", "inside/link_cuda.sh",
+    "inside/nvcc.sh", "magma.py", "packages.py", "source.py", "toolchain.py", "torch.py",
+    "vision.py",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What all wheels of one image have in common."""
+
+    release: TorchRelease
+    vision: str
+    cuda: str
+    arches: tuple[Arch, ...]
+    python: str
+    distribution: Distribution
+
+
+def kind(settings: Settings, part: str) -> str:
+    """Return where a part comes from: ``index``, or how its source is had."""
+    asked = str(getattr(settings, f"{part.lower()}_source"))
+    return asked or ("git" if settings.build_mode == "include" else "index")
+
+
+def compiles(settings: Settings) -> bool:
+    """Say whether anything is compiled."""
+    return any(kind(settings, part) != "index" for part in ("TORCH", "VISION"))
+
+
+def wheel_specs(
+    settings: Settings, wanted: Wanted, base: BaseSpec, folder: Path, resolve: Resolve
+) -> tuple[WheelSpec | None, WheelSpec | None, list[Problem]]:
+    """Return the wheels of torch and torchvision that are compiled, and every mistake."""
+    problems: list[Problem] = []
+    torch_source = vision_source = None
+    if kind(settings, "TORCH") != "index":
+        torch_source = _source(settings, "TORCH", wanted.release.version, wanted, resolve, problems)
+    if kind(settings, "VISION") != "index":
+        vision_source = _source(settings, "VISION", wanted.vision, wanted, resolve, problems)
+    libraries = _libraries(wanted, problems) if torch_source else None
+    toolchain = _toolchain(settings, wanted, base, folder, libraries, problems)
+    magma = _magma(settings, wanted, resolve, problems) if torch_source else None
+    # What is written and names none has been refused already.
+    if not wanted.arches and not settings.cca.strip(" ;"):
+        problems.append(source.no_arches())
+    if problems or toolchain is None:
+        return None, None, problems
+    local = "+cu" + "".join(wanted.cuda.split(".")[:2])
+    torch_wheel = vision_wheel = None
+    if torch_source and libraries:
+        torch_wheel = WheelSpec(
+            package="torch",
+            version=wanted.release.version + local,
+            source=torch_source,
+            toolchain=toolchain,
+            arches=wanted.arches,
+            flags=_sorted(
+                flags.torch_flags(
+                    wanted.arches,
+                    torch_source.kind,
+                    mkl=toolchain.blas == "mkl",
+                    magma=magma is not None,
+                    compress=source.compress_mode(wanted.cuda),
+                    asked=dict(word.split("=", 1) for word in settings.torch_flags.split()),
+                )
+            ),
+            requires=libraries.runtime,
+            magma=magma,
+            recipe=recipe(folder),
+        )
+    if vision_source:
+        vision_wheel = WheelSpec(
+            package="torchvision",
+            version=wanted.vision + local,
+            source=vision_source,
+            toolchain=toolchain,
+            arches=wanted.arches,
+            flags=_sorted(flags.vision_flags()),
+            requires=(),
+            torch=torch_wheel.version if torch_wheel else wanted.release.version,
+            torch_key=torch_wheel.key if torch_wheel else "",
+            recipe=recipe(folder),
+        )
+    return torch_wheel, vision_wheel, problems
+
+
+def _libraries(wanted: Wanted, problems: list[Problem]) -> source.Libraries | None:
+    found = source.libraries(wanted.release, wanted.cuda, wanted.arches)
+    if isinstance(found, Problem):
+        problems.append(found)
+        return None
+    return found
+
+
+def _sorted(values: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(values.items()))
+
+
+def _source(
+    settings: Settings,
+    part: str,
+    version: str,
+    wanted: Wanted,
+    resolve: Resolve,
+    problems: list[Problem],
+) -> SourceSpec | None:
+    """Return the source of a part; adds to `problems` and returns None if it names none."""
+    how = kind(settings, part)
+    url, ref, sha256 = (
+        str(getattr(settings, f"{part.lower()}_{name}")) for name in ("url", "ref", "sha256")
+    )
+    found: SourceSpec | Problem
+    if how == "git":
+        found = _git(part, url or _UPSTREAM[part], ref or f"v{version}", resolve)
+    elif how == "archive":
+        found = _archive(part, url, sha256)
+    elif how == "apt":
+        found = source.apt_source(wanted.distribution, _PACKAGES[part], version)
+    else:
+        found = _path(part, url)
+    if isinstance(found, Problem):
+        problems.append(found)
+        return None
+    return found
+
+
+def _git(part: str, url: str, ref: str, resolve: Resolve) -> SourceSpec | Problem:
+    """Return a repository at a commit; a release's tag stays, a branch becomes its commit."""
+    if _RELEASE_TAG.fullmatch(ref):
+        return SourceSpec(kind="git", location=url, ref=ref)
+    commit = resolve(url, ref)
+    if isinstance(commit, Problem):
+        return Problem(
+            f"{part}_REF", ref, commit.why, commit.allowed, commit.next_step, commit.source
+        )
+    return SourceSpec(kind="git", location=url, ref=commit)
+
+
+def _archive(part: str, url: str, sha256: str) -> SourceSpec | Problem:
+    name = f"{part}_SHA256" if url else f"{part}_URL"
+    if url and sha256:
+        return SourceSpec(kind="archive", location=url, sha256=sha256)
+    return Problem(
+        name,
+        "",
+        f"{part}_SOURCE=archive takes a tarball whose hash is known before it is unpacked",
+        allowed=f"{part}_URL with a URL or a path, and {part}_SHA256",
+        next_step="set both; `sha256sum` prints the hash of a file you trust",
+    )
+
+
+def _path(part: str, url: str) -> SourceSpec | Problem:
+    if not url:
+        return Problem(
+            f"{part}_URL",
+            "",
+            f"{part}_SOURCE=path takes a working tree of this machine",
+            allowed="a folder that git tracks",
+            next_step=f"set {part}_URL to the folder",
+        )
+    folder = Path(url).expanduser().resolve()
+    try:
+        _, sha256 = worktree.tracked(folder, f"{part}_URL")
+    except ConfigError as error:
+        return error.problems[0]
+    return SourceSpec(kind="path", location=str(folder), sha256=sha256)
+
+
+def _toolchain(
+    settings: Settings,
+    wanted: Wanted,
+    base: BaseSpec,
+    folder: Path,
+    libraries: source.Libraries | None,
+    problems: list[Problem],
+) -> ToolchainSpec | None:
+    serves = source.toolkit(wanted.distribution, wanted.cuda, settings.cuda_source)
+    release = rules.cuda_release(wanted.cuda)
+    # check_source has said what is wrong with these two.
+    gcc = (
+        ""
+        if isinstance(release, Problem)
+        else rules.host_gcc(wanted.release, release, wanted.distribution)
+    )
+    if isinstance(serves, Problem):
+        problems.append(serves)
+    if isinstance(release, Problem) or isinstance(serves, Problem) or isinstance(gcc, Problem):
+        return None
+    if serves == "image":
+        image = rules.nvidia_image(
+            wanted.cuda, settings.cudnn_version, "devel", wanted.distribution
+        )
+        if isinstance(image, Problem):
+            problems.append(image)
+            return None
+        base = base.model_copy(update={"image": image, "source": "image", "can_bootstrap": False})
+    name = source.build_tools(wanted.release)
+    pins = source.toolkit_wheels(wanted.cuda) if serves == "wheels" else ()
+    return ToolchainSpec(
+        base=base,
+        cuda=release.version,
+        cuda_source=serves,
+        gcc=gcc,
+        python=wanted.python,
+        python_from_distribution=wanted.python == wanted.distribution.python,
+        tools=ReqsFile(name=name, sha256=_sha256(folder / name)),
+        libraries=(*pins, *(libraries.build if libraries else ())),
+        blas="" if libraries is None else "mkl" if settings.mkl_mode == "include" else "openblas",
+    )
+
+
+def _magma(
+    settings: Settings, wanted: Wanted, resolve: Resolve, problems: list[Problem]
+) -> MagmaSpec | None:
+    choice = source.magma(
+        wanted.release, wanted.cuda, wanted.distribution, settings.magma_source,
+        settings.magma_release, wanted.arches,
+    )  # fmt: skip
+    if isinstance(choice, Problem):
+        problems.append(choice)
+        return None
+    if choice.kind == "off":
+        return None
+    found: SourceSpec | Problem
+    if choice.kind == "apt":
+        found = SourceSpec(kind="apt", location="libmagma-dev")
+    elif choice.kind == "git":
+        ref = settings.magma_ref or f"v{choice.version}"
+        found = _git("MAGMA", settings.magma_url or _UPSTREAM["MAGMA"], ref, resolve)
+    elif settings.magma_url:
+        found = _archive("MAGMA", settings.magma_url, settings.magma_sha256)
+    else:
+        sha256 = settings.magma_sha256 or choice.sha256
+        found = _archive("MAGMA", source.MAGMA_ARCHIVE.format(version=choice.version), sha256)
+    if isinstance(found, Problem):
+        problems.append(found)
+        return None
+    return MagmaSpec(source=found, version=choice.version, patches=choice.patches)
+
+
+def recipe(folder: Path) -> str:
+    """Return the hash of what turns a wheel spec into a wheel."""
+    digest = hashlib.sha256()
+    for name in _STAGES:
+        digest.update((resources.files("pipeline.stages").joinpath(name)).read_bytes())
+    mkl = folder / reqs.BUILD_MKL
+    digest.update(mkl.read_bytes() if mkl.is_file() else b"")
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""

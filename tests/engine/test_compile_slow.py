@@ -1,0 +1,134 @@
+"""Compiles that are cut off, run out of memory, or move to another machine. Each takes minutes.
+
+Each uses engines of its own, in folders of its own, since it kills them or counts what they have.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests import services
+from tests.engine.conftest import Checkout, Ran, Running
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
+
+VISION = {"VISION_SOURCE": "apt", "PYTORCH_VERSION": "2.6.0", "CCA": "8.6", "WHEEL_STORE": "off"}
+STEPS = 49
+"""torchvision 0.21.0 with CUDA: 32 objects and libraries of one extension, 17 of the other."""
+
+
+@contextmanager
+def machine(checkout: Checkout, state: Path) -> Iterator[Checkout]:
+    """Yield the checkout on a machine of its own: an engine that has done nothing yet."""
+    own = replace(checkout, environment={**checkout.environment, "XDG_STATE_HOME": str(state)})
+    try:
+        yield own
+    finally:
+        own.cresset("engine", "stop")
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[str]:
+    """Yield the URL of a Redis that containers reach, with a password."""
+    with services.redis(tmp_path) as url:
+        yield url
+
+
+def steps(log: Path) -> int:
+    """Return how many steps of torchvision's two extensions a log has seen done."""
+    text = log.read_text(errors="replace").partition("=== torchvision-wheel\n")[2]
+    done = before = count = total = 0
+    for number, of in re.findall(r"^\[(\d+)/(\d+)\]", text, re.MULTILINE):
+        if int(number) < count:
+            before += total
+        count, total = int(number), int(of)
+        done = before + count
+    return done
+
+
+def killed_at(running: Running, checkout: Checkout, part: float) -> int:
+    """Kill the engine, as the kernel or a power cut would, once so much is compiled."""
+    assert running.process.stderr is not None
+    log = Path(running.process.stderr.readline().partition("log: ")[2].strip())
+    for _ in running.process.stderr:
+        if (done := steps(log)) >= part * STEPS:
+            pid = checkout.cresset("engine", "status", "--json").json["pid"]
+            os.kill(int(pid), signal.SIGKILL)
+            return done
+    raise AssertionError(log.read_text()[-4000:])
+
+
+def rates(ran: Ran) -> dict[str, tuple[int, int]]:
+    """Return hits and lookups of the compiler cache, for C++ and for CUDA."""
+    found = re.findall(r"compiler cache, (\S+): (\d+) of (\d+) hits", ran.err)
+    return {kind: (int(hits), int(total)) for kind, hits, total in found}
+
+
+def test_what_is_cut_off_goes_on_and_another_machine_takes_over(
+    checkout: Checkout, redis: str, tmp_path: Path
+) -> None:
+    env = {**VISION, "CACHE_URL": redis}
+    done = 0
+    with machine(checkout, tmp_path / "one") as one:
+        for part in (0.3, 0.6):
+            running = one.start("wheels", "--output", "out", **env)
+            done = killed_at(running, one, part)
+            assert running.process.wait() == 4
+        ran = one.cresset("wheels", "--output", "out", **env)
+        assert ran.code == 0, ran.err
+        # Links are steps as well, and were none of them yet; what was finished was found again.
+        assert sum(hits for hits, _ in rates(ran).values()) >= done - 1
+    with machine(checkout, tmp_path / "two") as two:
+        ran = two.cresset("wheels", "--output", "out2", **env)
+        assert ran.code == 0, ran.err
+        assert all(hits == total for hits, total in rates(ran).values()), rates(ran)
+        assert set(rates(ran)) == {"c++", "cuda"}
+
+
+def test_another_machine_takes_the_wheel_from_the_store(
+    checkout: Checkout, repository: str, tmp_path: Path
+) -> None:
+    env = {**VISION, "WHEEL_STORE": "auto", "REGISTRY": repository}
+    assert checkout.cresset("wheels", "--output", "out", **env).code == 0
+    with machine(checkout, tmp_path / "two") as two:
+        ran = two.cresset("wheels", "--output", "out2", **env)
+        assert ran.code == 0, ran.err
+        assert "from the wheel store" in ran.err
+        (wheel,) = (checkout.path / "out").iterdir()
+        assert (checkout.path / "out2" / wheel.name).read_bytes() == wheel.read_bytes()
+
+
+def test_out_of_memory_is_noticed_and_half_the_jobs_finish(
+    checkout: Checkout, tmp_path: Path
+) -> None:
+    with machine(checkout, tmp_path / "small") as small:
+        # Everything up to the compile, which then finds a machine with little memory.
+        ran = small.cresset("wheels", "--deadline", "1s", **VISION)
+        assert ran.code == 8, ran.err
+        memory_limit(small, 2_000_000_000)
+        ran = small.cresset("wheels", "--output", "out", **VISION, MAX_JOBS="4")
+        assert ran.code == 0, ran.err
+        assert "killed for memory; once more with 2 jobs" in ran.log
+
+
+def memory_limit(checkout: Checkout, limit: int) -> None:
+    """Give all containers of an engine together so many bytes."""
+    pid = checkout.cresset("engine", "status", "--json").json["pid"]
+    program = Path(f"/proc/{pid}/cmdline").read_bytes()
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        program += Path(f"/proc/{child}/cmdline").read_bytes()
+    # The engine names its control group as its network.
+    (name,) = set(re.findall(rb"--network-name\0([\w-]+)", program))
+    group = Path("/sys/fs/cgroup/memory", name.decode())
+    if group.is_dir():
+        (group / "memory.limit_in_bytes").write_text(str(limit))
+    else:
+        Path("/sys/fs/cgroup", name.decode(), "memory.max").write_text(str(limit))

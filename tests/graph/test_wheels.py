@@ -1,0 +1,470 @@
+"""What compiles: where the compiler and its limits come in, and how they are gone afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dagger import dag
+
+from pipeline import caches, reqs
+from pipeline.spec import ImageSpec
+from pipeline.stages import base, inputs, targets, verify
+from pipeline.stages.inputs import Compiling
+from pipeline.stages.packages import VENV
+from pipeline.stages.toolchain import TOOLS
+from tests.graph.graph import calls, chain, everything, execs, left_over, objects, stands_on
+from tests.unit.specs import spec
+
+COMPILED = {"build_mode": "include", "pytorch_version_tag": "v2.6.0", "cca": "7.5 8.6+PTX"}
+OWN_MAGMA = COMPILED | {"magma_source": "archive"}
+VISION_ONLY = {"vision_source": "git", "pytorch_version_tag": "v2.6.0", "cca": "8.6"}
+PASSWORD = "hunter2"  # noqa: S105 - to look for
+PROGRAM = "/run/compile.py"
+MOUNTS = ("withMountedDirectory", "withMountedFile", "withMountedCache")
+
+
+def limited() -> Compiling:
+    cache = dag.set_secret("cresset-compiler-cache", f"redis://:{PASSWORD}@cache.invalid")
+    return Compiling("3", 1700000000, cache)
+
+
+def build(
+    settings: Mapping[str, str],
+    target: str = "train",
+    compiling: Compiling | None = None,
+    stored: tuple[str, ...] = (),
+) -> tuple[ImageSpec, dict[str, Any]]:
+    """Return the spec and its stages; `stored` names the packages that are in the wheel store."""
+    if compiling is None:
+        it, made = _usual(tuple(settings.items()), target, stored)
+        return it, dict(made)
+    return _build(settings, target, compiling, stored)
+
+
+@functools.cache
+def _usual(
+    settings: tuple[tuple[str, str], ...], target: str, stored: tuple[str, ...]
+) -> tuple[ImageSpec, dict[str, Any]]:
+    """Return what is asked for again and again: the SDK takes a third of a second for it."""
+    return _build(dict(settings), target, limited(), stored)
+
+
+def _build(
+    settings: Mapping[str, str], target: str, compiling: Compiling, stored: tuple[str, ...]
+) -> tuple[ImageSpec, dict[str, Any]]:
+    made = spec(target, **settings)
+    bottom = base.base_from_registry(made.base.image)
+    compiled_on = bottom
+    for wheel in made.compiled:
+        compiled_on = base.base_from_registry(wheel.toolchain.base.image)
+    given = inputs.inputs(Path("reqs"), [reqs.PIP_TRAIN])
+    given = dataclasses.replace(given, compiling=compiling)
+    finished = {
+        wheel.key: dag.directory().with_new_directory(wheel.package)
+        for wheel in made.compiled
+        if wheel.package in stored
+    }
+    return made, targets.stages(made, bottom, compiled_on, given, {}, finished)
+
+
+def stages(*args: Any, **named: Any) -> dict[str, Any]:
+    return build(*args, **named)[1]
+
+
+def compiles(lazy: Any) -> list[list[str]]:
+    """Return the commands of an object's own chain that compile."""
+    return [command for command in execs(lazy) if PROGRAM in command]
+
+
+# How it is run
+
+
+@pytest.mark.parametrize("stage", ["magma", "torch-wheel", "torchvision-wheel"])
+def test_a_compile_is_one_command_with_a_record(stage: str) -> None:
+    (command,) = compiles(stages(OWN_MAGMA)[stage])
+    assert command[:3] == [f"{TOOLS}/bin/python", PROGRAM, "/out/record.json"]
+    assert command[3] == "--"
+    # Where nobody compiles, nothing of it is run.
+    assert all(compiles(it) == [] for name, it in stages(OWN_MAGMA).items()
+               if name not in {"magma", "torch-wheel", "torchvision-wheel"})  # fmt: skip
+
+
+def test_nothing_is_bound_to_a_service() -> None:
+    # A binding would be part of the engine's cache key.
+    fields = list(everything(*stages(OWN_MAGMA).values()))
+    assert any(field.name == "withExec" for field in fields)
+    assert not [it for it in fields if "service" in it.name.lower() or it.type_name == "Service"]
+
+
+LIMITS = {"MAX_JOBS": "3", "CRESSET_DEADLINE": "1700000000"}
+
+
+def test_what_only_changes_the_speed_is_volatile() -> None:
+    for name, lazy in stages(OWN_MAGMA).items():
+        volatile = {args["name"]: args["value"] for args in calls(lazy, "withVolatileVariable")}
+        assert volatile == (LIMITS if compiles(lazy) else {}), name
+        lasting = {args["name"] for args in calls(lazy, "withEnvVariable")}
+        assert lasting.isdisjoint({*LIMITS, "CCACHE_REMOTE_STORAGE"})
+
+
+def test_jobs_and_deadline_are_not_in_the_engines_cache_key() -> None:
+    def keyed(compiling: Compiling) -> list[Any]:
+        return [
+            (field.name, {name: it for name, it in field.args.items() if not hasattr(it, "_ctx")})
+            for field in chain(stages(COMPILED, compiling=compiling)["torch-wheel"])
+            if "Volatile" not in field.name
+        ]
+
+    cache = limited().cache
+    assert keyed(limited()) == keyed(Compiling("", 0, cache)) == keyed(Compiling("9", 1, cache))
+
+
+def test_the_address_of_the_cache_is_a_secret_and_nothing_else() -> None:
+    it = stages(OWN_MAGMA)
+    for stage in ("magma", "torch-wheel", "torchvision-wheel"):
+        (given,) = calls(it[stage], "withSecretVariable")
+        assert given["name"] == "CCACHE_REMOTE_STORAGE"
+        assert chain(given["secret"])[-1].args["name"] == "cresset-compiler-cache"
+    holders = {
+        field.name
+        for field in everything(*it.values())
+        if PASSWORD in repr({k: v for k, v in field.args.items() if not hasattr(v, "_ctx")})
+    }
+    assert holders == {"setSecret"}
+
+
+def test_without_a_shared_cache_there_is_still_the_engines_own() -> None:
+    it = stages(COMPILED, compiling=Compiling())["torch-wheel"]
+    assert calls(it, "withSecretVariable", "withVolatileVariable") == []
+    assert caches.COMPILER in {args["path"] for args in calls(it, "withMountedCache")}
+
+
+def during_compile(lazy: Any, add: tuple[str, ...], take: str, key: str) -> set[str]:
+    """Return what is put in and not yet taken out while the compile runs."""
+    there: set[str] = set()
+    for field in chain(lazy):
+        if field.name in add:
+            there.add(field.args[key])
+        elif field.name == take:
+            there.discard(field.args[key])
+        elif field.name == "withExec" and PROGRAM in field.args["args"]:
+            return there
+    pytest.fail("nothing compiles")
+
+
+@pytest.mark.parametrize("stage", ["magma", "torch-wheel", "torchvision-wheel"])
+def test_what_a_compile_uses_is_gone_after_it(stage: str) -> None:
+    it = stages(OWN_MAGMA)[stage]
+    assert {caches.COMPILER, PROGRAM} <= during_compile(it, MOUNTS, "withoutMount", "path")
+    assert "CCACHE_DIR" in during_compile(it, ("withEnvVariable",), "withoutEnvVariable", "name")
+    for add, take, key in (
+        (MOUNTS, ("withoutMount",), "path"),
+        (("withSecretVariable",), ("withoutSecretVariable",), "name"),
+        (("withVolatileVariable",), ("withoutVolatileVariable",), "name"),
+        (("withEnvVariable",), ("withoutEnvVariable",), "name"),
+    ):
+        left = left_over(it, add=add, take=take, key=key)
+        assert not [
+            name for name in left if name == PROGRAM or name.startswith(("CCACHE_", "/ccache"))
+        ]
+        assert left.isdisjoint(LIMITS)
+
+
+# What is compiled
+
+
+def variables(lazy: Any) -> dict[str, str]:
+    return {args["name"]: args["value"] for args in calls(lazy, "withEnvVariable")}
+
+
+def test_the_build_of_torch_is_told_what_the_spec_says() -> None:
+    it, made = build(COMPILED)
+    torch = it.compiled[0]
+    environment = variables(made["torch-wheel"])
+    assert dict(torch.flags).items() <= environment.items()
+    assert environment["TORCH_CUDA_ARCH_LIST"] == "7.5;8.6+PTX"
+    assert environment["PYTORCH_BUILD_VERSION"] == "2.6.0+cu124"
+    required = environment["PYTORCH_EXTRA_INSTALL_REQUIREMENTS"].split(" | ")
+    assert required == list(torch.requires)
+    assert any(package.startswith("nvidia-cudnn-cu12==") for package in required)
+    assert environment["CXX"] == f"g++-{torch.toolchain.gcc}"
+    launchers = {f"CMAKE_{language}_COMPILER_LAUNCHER" for language in ("C", "CXX", "CUDA")}
+    assert {environment[name] for name in launchers} == {"ccache"}
+
+
+def test_the_build_of_torchvision_is_told_what_the_spec_says() -> None:
+    it, made = build(COMPILED)
+    environment = variables(made["torchvision-wheel"])
+    assert dict(it.compiled[1].flags).items() <= environment.items()
+    assert environment["TORCH_CUDA_ARCH_LIST"] == "7.5;8.6+PTX"
+    assert (environment["BUILD_VERSION"], environment["PYTORCH_VERSION"]) == (
+        "0.21.0+cu124",
+        "2.6.0",
+    )
+    assert environment["FORCE_CUDA"] == "1"
+    assert all("ccache" in environment[name] for name in ("CC", "CXX"))
+
+
+@pytest.mark.parametrize("package", ["torch", "torchvision"])
+def test_each_is_compiled_in_its_own_source(package: str) -> None:
+    it = stages(COMPILED)
+    made, source = it[f"{package}-wheel"], it[f"{package}-source"]
+    (folder,) = [args["path"] for args in calls(made, "withMountedDirectory")
+                 if args["source"] is source]  # fmt: skip
+    assert calls(made, "withWorkdir")[-1] == {"path": folder}
+
+
+def test_a_wheel_is_made_to_stand_on_its_own_before_it_leaves() -> None:
+    for name in ("torch-wheel", "torchvision-wheel"):
+        made = stages(COMPILED)[name]
+        *_, build_command, graft = execs(made)
+        assert "build" in build_command
+        assert "--wheel" in build_command
+        assert graft == [f"{TOOLS}/bin/python", "/run/graft.py", "/out"]
+        assert chain(made)[-1].args == {"path": "/out"}
+
+
+def test_magma_is_compiled_for_the_same_gpus_and_linked() -> None:
+    it = stages(OWN_MAGMA)
+    (configure,) = [command for command in execs(it["magma"]) if command[:1] == ["cmake"]]
+    assert "-DCMAKE_CUDA_ARCHITECTURES=75-real;86" in configure
+    (linked,) = [args for args in calls(it["torch-tools"], "withDirectory")
+                 if stands_on(args["source"], it["magma"])]  # fmt: skip
+    assert variables(it["torch-wheel"])["MAGMA_HOME"] == linked["path"]
+
+
+def test_magma_is_patched_before_it_is_configured() -> None:
+    settings = OWN_MAGMA | {"pytorch_version_tag": "v2.11.0", "cuda_version": "13.0"}
+    it, made = build(settings)
+    assert it.compiled[0].magma is not None
+    assert it.compiled[0].magma.patches
+    commands = [command[0] for command in execs(made["magma"])]
+    assert 0 < commands.index("sed") < commands.index("cmake")
+    assert "sed" not in [command[0] for command in execs(stages(OWN_MAGMA)["magma"])]
+
+
+def test_the_distributions_magma_is_installed_and_not_compiled() -> None:
+    it = stages(COMPILED)
+    assert not [name for name in it if name.startswith("magma")]
+    assert any("libmagma-dev" in command for command in execs(it["torch-tools"]))
+    off = stages(COMPILED | {"magma_source": "off"})
+    assert not any("libmagma-dev" in command for command in execs(off["torch-tools"]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "way", "packages"),
+    [
+        ({}, "apt", ["nvidia-cuda-toolkit"]),
+        ({"linux_distro": "ubuntu", "cuda_version": "12.6"}, "image", []),
+        ({"pytorch_version_tag": "v2.15.0"}, "wheels", []),
+    ],
+)
+def test_cuda_is_in_one_place_however_it_comes(
+    settings: dict[str, str], way: str, packages: list[str]
+) -> None:
+    it, made = build(COMPILED | settings)
+    tools = made["toolchain"]
+    *_, link = execs(tools)
+    assert link[:3] == ["bash", "/run/link_cuda.sh", way]
+    asked = {word for command in execs(tools) for word in command}
+    assert [word for word in asked if "cuda-toolkit" in word] == packages
+    assert ("nvidia-cuda-nvcc" in " ".join(asked)) is (way == "wheels")
+    assert variables(tools)["CUDA_HOME"] == "/usr/local/cuda"
+    bottom = it.compiled[0].toolchain.base.image
+    assert (bottom != it.base.image) is (way == "image")
+    assert chain(tools)[1].args == {"address": bottom}
+    # The image stands on its own base in any case.
+    assert chain(made["image"])[1].args == {"address": it.base.image}
+
+
+def test_mkl_is_compiled_in_where_it_is_wanted_and_openblas_else() -> None:
+    for mode in ("include", "exclude"):
+        tools = stages(COMPILED | {"mkl_mode": mode})["toolchain"]
+        files = [field.args.get("path") for field in everything(tools)]
+        assert (f"reqs/{reqs.BUILD_MKL}" in files) is (mode == "include")
+        words = {word for command in execs(tools) for word in command}
+        assert ("libopenblas-dev" in words) is (mode == "exclude")
+
+
+def test_build_tools_come_with_their_hashes() -> None:
+    it, made = build(COMPILED)
+    pinned = [command for command in execs(made["toolchain"]) if "--requirement" in command]
+    assert len(pinned) == 2
+    assert all("--require-hashes" in command for command in pinned)
+    files = [field.args.get("path") for field in everything(made["toolchain"])]
+    assert f"reqs/{it.compiled[0].toolchain.tools.name}" in files
+
+
+@pytest.mark.parametrize("stage", ["toolchain", "torch-tools", "torchvision-tools"])
+def test_no_mount_and_no_index_stays_in_what_compiles(stage: str) -> None:
+    it = stages(COMPILED)[stage]
+    assert left_over(it, add=MOUNTS, take=("withoutMount",), key="path") == set()
+    secrets = left_over(
+        it, add=("withSecretVariable",), take=("withoutSecretVariable",), key="name"
+    )
+    assert secrets == set()
+
+
+# One wheel from another
+
+
+def mounted(lazy: Any, source: Any) -> str:
+    """Return where an object's own chain mounts a directory."""
+    (path,) = [
+        args["path"]
+        for args in calls(lazy, "withMountedDirectory")
+        if stands_on(args["source"], source) and len(chain(args["source"])) == len(chain(source))
+    ]
+    return str(path)
+
+
+def test_torchvision_is_compiled_against_the_torch_it_will_run_with() -> None:
+    it = stages(COMPILED)
+    tools = it["torchvision-tools"]
+    (wheels,) = [args["source"] for args in calls(tools, "withMountedDirectory")
+                 if stands_on(args["source"], it["torch-wheel"])]  # fmt: skip
+    *_, install = execs(tools)
+    assert install[-1] == "torch==2.6.0+cu124"
+    assert "--no-index" in install
+    *_, download = execs(wheels)
+    found = [download[i + 1] for i, word in enumerate(download) if word == "--find-links"]
+    assert found == [mounted(wheels, it["torch-wheel"])]
+    assert "torch==2.6.0+cu124" in download
+    assert not any("torchvision" in word for word in download)
+    # What runs is what it was compiled against: the same wheels, and nothing fetched again.
+    before = [args["source"] for args in calls(it["wheels"], "withDirectory")]
+    assert [len(chain(args)) for args in before] == [len(chain(wheels))]
+
+
+def test_torchvision_alone_is_compiled_against_the_official_torch() -> None:
+    it = stages(VISION_ONLY)
+    assert not [name for name in it if name.startswith(("torch-", "magma"))]
+    *_, install = execs(it["torchvision-tools"])
+    assert install[-1] == "torch==2.6.0"
+    downloads = [command for command in execs(it["wheels"]) if "download" in command]
+    assert any("torch==2.6.0" in command for command in downloads)
+    assert any("torchvision==0.21.0+cu124" in command for command in downloads)
+
+
+@pytest.mark.parametrize("settings", [COMPILED, VISION_ONLY], ids=["both", "torchvision"])
+def test_compiled_wheels_are_found_before_the_index_is_asked(settings: dict[str, str]) -> None:
+    it, made = build(settings)
+    wheels = made["wheels"]
+    folders = [mounted(wheels, made[f"{wheel.package}-wheel"]) for wheel in it.compiled]
+    assert it.torch is not None
+    (download,) = [command for command in execs(wheels) if it.torch.pins[1] in command]
+    found = [download[i + 1] for i, word in enumerate(download) if word == "--find-links"]
+    assert found == folders
+    assert it.torch.pins[0] in download
+
+
+def test_each_wheel_is_checked_where_all_it_needs_is_installed() -> None:
+    it, made = build(COMPILED)
+    for wheel, pins in zip(it.compiled, (1, 2), strict=True):
+        check = made[f"{wheel.package}-check"]
+        assert stands_on(check, made[f"{wheel.package}-wheel"])
+        *_, install = execs(check)
+        assert it.torch is not None
+        assert install[-pins:] == list(it.torch.pins[:pins])
+        *_, mount, probe = chain(verify.probe_wheel(check, wheel))
+        assert mount.name == "withMountedFile"
+        assert objects(mount)
+        asked = {"--torch", "--code"} | ({"--no-vision"} if pins == 1 else set())
+        assert probe.args["args"][0] == f"{TOOLS}/bin/python"
+        assert {word for word in probe.args["args"] if word.startswith("--")} == asked
+
+
+def test_wheels_from_an_index_need_nothing_that_compiles() -> None:
+    it = stages({"pytorch_version_tag": "v2.6.0", "cca": "8.6"})
+    assert not [name for name in it if name.endswith(("-wheel", "-check", "-source"))]
+    assert "toolchain" not in it
+    assert not any("--find-links" in command for command in execs(it["wheels"]))
+
+
+# The wheel store
+
+BOTH = ("torch", "torchvision")
+
+
+def test_what_is_in_the_wheel_store_is_not_compiled() -> None:
+    def left_out(*stored: str) -> set[str]:
+        return stages(OWN_MAGMA).keys() - stages(OWN_MAGMA, stored=stored).keys()
+
+    torch = {f"torch-{part}" for part in ("tools", "source", "wheel", "check")}
+    vision = {f"torchvision-{part}" for part in ("tools", "source", "wheel", "check")}
+    assert left_out("torch") == {"magma", "magma-source", *torch}
+    assert left_out("torchvision") == vision
+    assert left_out(*BOTH) == {"toolchain", "magma", "magma-source", *torch, *vision}
+
+
+@pytest.mark.parametrize("stored", [("torch",), ("torchvision",), BOTH], ids=" and ".join)
+def test_a_stored_wheel_takes_the_place_of_the_compiled(stored: tuple[str, ...]) -> None:
+    it, made = build(COMPILED, stored=stored)
+    everything_compiled = {
+        tuple(field.args["args"])
+        for field in everything(made["image"])
+        if field.name == "withExec" and PROGRAM in field.args["args"]
+    }
+    assert len(everything_compiled) == (0 if stored == BOTH else 1)
+    mounts = [args["source"] for args in calls(made["wheels"], "withMountedDirectory")]
+    names = [next((a["path"] for a in calls(m, "withNewDirectory")), "") for m in mounts]
+    # The same order as ever: torch, then torchvision.
+    assert names == [wheel.package if wheel.package in stored else "" for wheel in it.compiled]
+    if "torchvision" not in stored:
+        (wheels,) = [args["source"] for args in calls(made["torchvision-tools"],
+                                                      "withMountedDirectory")
+                     if args["path"] == "/mnt/wheels"]  # fmt: skip
+        (torch,) = [args["source"] for args in calls(wheels, "withMountedDirectory")]
+        assert calls(torch, "withNewDirectory")[0]["path"] == "torch"
+
+
+# What ships
+
+
+def test_the_image_has_nothing_of_what_compiled_it() -> None:
+    it = stages(OWN_MAGMA)
+    image = it["image"]
+    assert compiles(image) == []
+    assert calls(image, "withDirectory", "withFile", "withRootfs") == []
+    words = {word for command in execs(image) for word in command}
+    assert not [word for word in words if word.startswith((TOOLS, "/src/", "/usr/local/cuda"))]
+    paths = {args["path"] for args in calls(image, *MOUNTS)}
+    assert caches.COMPILER not in paths
+    assert not [name for name in variables(image) if "CUDA" in name or "CCACHE" in name]
+    assert all(
+        "torch==2.6.0+cu124" in command for command in execs(image) if "--no-index" in command
+    )
+
+
+def test_the_devel_image_is_one_command_away_from_a_build() -> None:
+    it, made = build(OWN_MAGMA, "devel")
+    image = made["image"]
+    assert not any(compiles(lazy) for name, lazy in made.items() if name != "magma")
+    assert stands_on(image, made["toolchain"])
+    assert stands_on(image, made["magma"])
+    (source,) = [args["path"] for args in calls(image, "withDirectory")
+                 if args["source"] is made["torch-source"]]  # fmt: skip
+    assert calls(image, "withWorkdir")[-1] == {"path": source}
+    assert variables(image)["TORCH_CUDA_ARCH_LIST"] == "7.5;8.6+PTX"
+    assert dict(it.compiled[0].flags).items() <= variables(image).items()
+    assert f"{VENV}/bin" not in variables(image)["PATH"]
+    assert left_over(image, add=MOUNTS, take=("withoutMount",), key="path") == set()
+    *_, probe = chain(verify.probe(image, it))
+    assert probe.args["args"] == [f"{TOOLS}/bin/python", "/run/probe.py"]
+
+
+# What enters the build
+
+
+def test_the_files_named_and_nothing_else_are_sent_to_compile() -> None:
+    it, made = build(OWN_MAGMA)
+    sent = [field for field in everything(*made.values()) if field.type_name == "Host"]
+    files = {field.args["path"] for field in sent if field.name == "file"}
+    wanted = (reqs.PIP_BUILD, reqs.PIP_MKL, reqs.BUILD_MKL, it.compiled[0].toolchain.tools.name)
+    assert files == {f"reqs/{name}" for name in wanted}
+    assert {field.name for field in sent} == {"file", "directory"}
