@@ -25,6 +25,8 @@ class Record:
 
     variant: str
     package: str
+    source: str
+    """What was compiled: the source as it is in the wheel's key."""
     arches: int
     seconds: int
     jobs: int
@@ -49,6 +51,7 @@ def record(wheel: WheelSpec, facts: dict[str, Any], size: int) -> Record:
     return Record(
         variant=wheel.variant,
         package=wheel.package,
+        source=wheel.source.model_dump_json(),
         arches=len(wheel.arches),
         seconds=facts["seconds"],
         jobs=facts["jobs"],
@@ -60,6 +63,11 @@ def record(wheel: WheelSpec, facts: dict[str, Any], size: int) -> Record:
     )
 
 
+def seen(new: Record) -> bool:
+    """Say whether the same source was compiled for the same on this machine before."""
+    return any((it.variant, it.source) == (new.variant, new.source) for it in _all())
+
+
 def keep(new: Record) -> None:
     """Add a record; the oldest go when there are many."""
     file = path()
@@ -69,15 +77,19 @@ def keep(new: Record) -> None:
 
 
 def estimate(wheel: WheelSpec) -> Record | None:
-    """Return the compile on record that is most like this one, None if none is.
+    """Return the compile on record that tells most of this one, None if there is none of its kind.
 
-    One that the compiler cache did for the most part says nothing of the time that a first one
-    takes. Of the rest the same variant goes first, then as many architectures.
+    One that found most of its objects in the compiler cache says little of a first one, so what was
+    compiled most goes first, then the same variant, then as many architectures, then the newest.
     """
-    cold = [it for it in _all() if it.package == wheel.package and it.misses >= it.hits]
+    alike = [it for it in _all() if it.package == wheel.package]
     return max(
-        reversed(cold),
-        key=lambda it: (it.variant == wheel.variant, -abs(it.arches - len(wheel.arches))),
+        reversed(alike),
+        key=lambda it: (
+            round(it.misses / max(1, it.hits + it.misses), 1),
+            it.variant == wheel.variant,
+            -abs(it.arches - len(wheel.arches)),
+        ),
         default=None,
     )
 
@@ -100,7 +112,8 @@ class Expected:
         took = self.like
         return (
             f"is compiled; {took.variant} took {took.seconds / 60:.0f} min with {took.jobs} jobs, "
-            f"{took.peak_memory / 1e9:.1f} GB of memory and {took.size / 1e6:.0f} MB of disk"
+            f"{took.peak_memory / 1e9:.1f} GB of memory and {took.size / 1e6:.0f} MB of disk, "
+            f"with {took.hits} of {took.hits + took.misses} objects from the compiler cache"
         )
 
 

@@ -78,13 +78,13 @@ def wheel_specs(
     """Return the wheels of torch and torchvision that are compiled, and every mistake."""
     problems: list[Problem] = []
     torch_source = vision_source = None
-    if kind(settings, "TORCH") != "index":
+    if compiles_torch := kind(settings, "TORCH") != "index":
         torch_source = _source(settings, "TORCH", wanted.release.version, wanted, resolve, problems)
     if kind(settings, "VISION") != "index":
         vision_source = _source(settings, "VISION", wanted.vision, wanted, resolve, problems)
-    libraries = _libraries(wanted, problems) if torch_source else None
+    libraries = _libraries(wanted, problems) if compiles_torch else None
     toolchain = _toolchain(settings, wanted, base, folder, libraries, problems)
-    magma = _magma(settings, wanted, resolve, problems) if torch_source else None
+    magma = _magma(settings, wanted, resolve, problems) if compiles_torch else None
     # What is written and names none has been refused already.
     if not wanted.arches and not settings.cca.strip(" ;"):
         problems.append(source.no_arches())

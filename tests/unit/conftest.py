@@ -54,11 +54,10 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def _git_at_home(args: Any) -> bool:
     """Say whether a command is git's, and every server in it is of this machine."""
     program, *rest = (str(arg) for arg in args)
-    reached = [arg for arg in rest if "://" in arg and not arg.startswith("url.")]
     if rest[:1] == ["-c"]:
         # With a mirror, that is what is reached.
-        reached = [rest[1].removeprefix("url.").partition(".insteadOf=")[0]]
-    return program == "git" and all("127.0.0.1" in url for url in reached)
+        rest = [rest[1].removeprefix("url.").partition(".insteadOf=")[0]]
+    return program == "git" and all("127.0.0.1" in arg for arg in rest if "://" in arg)
 
 
 @pytest.fixture

@@ -90,6 +90,13 @@ def test_one_place_opens_a_connection_and_one_makes_caches() -> None:
     }
 
 
+@pytest.mark.parametrize("module", [it for it in MODULES if ".inside." in it])
+def test_what_runs_inside_a_container_needs_python_alone(module: str) -> None:
+    elsewhere = {it.partition(".")[0] for it in imported(MODULES[module])} - sys.stdlib_module_names
+    # What it is to look at is what it may import.
+    assert elsewhere <= ({"torch", "torchvision"} if module.endswith("probe") else set())
+
+
 def test_the_command_line_starts_without_anything_heavy() -> None:
     heavy = ["dagger", "httpx", "oras", "requests", "rich.live", "packaging", "anyio", "asyncio"]
     code = f"import sys, pipeline.cli; print([it for it in {heavy} if it in sys.modules])"

@@ -149,6 +149,12 @@ SECRET = "s3cr3t"  # noqa: S105 - of nobody
         (f"INDEX_URL=me:{SECRET}@host/simple", "INDEX_URL='***@host/simple'"),
         (f"REGISTRY=me:{SECRET}@ghcr.io", "REGISTRY='***@ghcr.io'"),
         (f"TRUSTED_HOST={SECRET}@host", "TRUSTED_HOST='***@host'"),
+        (f"TORCH_URL=ftp://me:{SECRET}@host/x", "TORCH_URL='ftp://***@host/x'"),
+        (f"VISION_URL=ftp://{SECRET}@host/x", "VISION_URL='ftp://***@host/x'"),
+        (f"MAGMA_URL=ftp://me:{SECRET}@host/x", "MAGMA_URL='ftp://***@host/x'"),
+        (f"GIT_NEW=https://me:{SECRET}@host/", "GIT_NEW='https://***@host/'"),
+        (f"GIT_OLD=ftp://me:{SECRET}@host/", "GIT_OLD='ftp://***@host/'"),
+        (f"CACHE_URL=memcached://:{SECRET}@host", "CACHE_URL='memcached://***@host'"),
     ],
 )
 def test_no_mistake_prints_a_secret(line: str, left: str) -> None:

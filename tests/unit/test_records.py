@@ -1,0 +1,193 @@
+"""What is known before a compile: whether the store has the wheel, and what others took."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline import records, store
+from pipeline.records import Record
+from pipeline.settings import load
+from pipeline.spec import WheelSpec
+from pipeline.store import Folder, Registry
+from tests.unit.running import run
+from tests.unit.specs import spec
+
+pytestmark = pytest.mark.usefixtures("checkout")
+
+COMPILED = {"build_mode": "include", "pytorch_version_tag": "v2.6.0", "cca": "8.6"}
+FACTS = {
+    "seconds": 7200,
+    "jobs": 8,
+    "steps": 6000,
+    "of": 6000,
+    "peak_memory": 12_000_000_000,
+    "retried_for_memory": False,
+    "cache": {"c++": {"hits": 10, "misses": 90}, "cuda": {"misses": 5, "uncacheable": 2}},
+}
+COLD = {"hits": 0, "misses": 100}
+
+
+def torch(**settings: str) -> WheelSpec:
+    return spec(**COMPILED | settings).compiled[0]
+
+
+def took(wheel: WheelSpec, seconds: int, *, hits: int = 0, misses: int = 100) -> Record:
+    made = records.record(wheel, FACTS, 300_000_000)
+    return replace(made, seconds=seconds, hits=hits, misses=misses)
+
+
+# Records
+
+
+def test_a_record_holds_what_a_compile_took() -> None:
+    made = records.record(torch(), FACTS, 300_000_000)
+    assert (made.package, made.variant, made.arches) == ("torch", torch().variant, 1)
+    assert (made.seconds, made.jobs, made.steps, made.size) == (7200, 8, 6000, 300_000_000)
+    assert (made.hits, made.misses) == (10, 95)
+
+
+def test_nothing_is_known_before_the_first_compile() -> None:
+    assert not records.path().exists()
+    assert records.estimate(torch()) is None
+    assert not records.seen(took(torch(), 1))
+
+
+def test_the_same_variant_goes_first_and_of_those_the_newest() -> None:
+    for wheel, seconds in (
+        (torch(), 1),
+        (torch(), 2),
+        (torch(cca="8.0"), 3),
+        (torch(cca="9.0"), 4),
+    ):
+        records.keep(took(wheel, seconds))
+    assert records.estimate(torch()) == took(torch(), 2)
+
+
+def test_then_what_has_about_as_many_architectures() -> None:
+    for cca, seconds in (("7.5 8.0 9.0", 3), ("8.0", 1), ("7.0", 2), ("7.0 7.5 8.0 9.0", 4)):
+        records.keep(took(torch(cca=cca), seconds))
+    assert records.estimate(torch()) == took(torch(cca="7.0"), 2)
+    assert records.estimate(torch(cca="5.0 6.0 7.0 7.5 8.0")) == took(
+        torch(cca="7.0 7.5 8.0 9.0"), 4
+    )
+
+
+def test_what_the_compiler_cache_did_says_nothing_of_a_first_compile() -> None:
+    records.keep(took(torch(cca="8.0"), 9000))
+    records.keep(took(torch(), 60, hits=90, misses=10))
+    assert records.estimate(torch()) == took(torch(cca="8.0"), 9000)
+
+
+def test_one_that_the_cache_did_is_better_than_none() -> None:
+    records.keep(took(torch(), 60, hits=90, misses=10))
+    assert records.estimate(torch()) == took(torch(), 60, hits=90, misses=10)
+
+
+def test_torchvision_says_nothing_of_torch() -> None:
+    records.keep(took(spec(**COMPILED).compiled[1], 60))
+    assert records.estimate(torch()) is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "{", "[]", "7", '"torch"', "null", '{"package": "torch"}', '{"seconds": 1, "more": 2}'],
+)
+def test_a_line_that_is_broken_is_passed_over(line: str) -> None:
+    records.keep(took(torch(), 1))
+    with records.path().open("a") as file:
+        file.write(f"{line}\n")
+    assert records.estimate(torch()) == took(torch(), 1)
+    records.keep(took(torch(), 2))
+    assert records.estimate(torch()) == took(torch(), 2)
+
+
+def test_half_a_line_at_the_end_costs_no_other() -> None:
+    for seconds in (1, 2):
+        records.keep(took(torch(), seconds))
+    text = records.path().read_text()
+    records.path().write_text(text[:-20])
+    assert records.estimate(torch()) == took(torch(), 1)
+    records.keep(took(torch(), 3))
+    assert records.estimate(torch()) == took(torch(), 3)
+
+
+def test_the_oldest_go() -> None:
+    for seconds in range(205):
+        records.keep(took(torch(), seconds))
+    kept = [json.loads(line)["seconds"] for line in records.path().read_text().splitlines()]
+    assert kept == list(range(5, 205))
+
+
+def test_the_same_source_for_the_same_gpus_has_been_seen() -> None:
+    records.keep(took(torch(), 1))
+    assert records.seen(took(torch(), 2))
+    assert not records.seen(took(torch(cca="8.0"), 2))
+    assert not records.seen(took(torch(torch_ref="1" * 40), 2))
+
+
+# The wheel store
+
+
+def settings(**values: str) -> store.Store | None:
+    return store.store(load(values, environ={}, env_file=Path("/nonexistent")).settings)
+
+
+def test_the_store_is_in_the_registry_else_in_a_folder(checkout: Path) -> None:
+    assert settings() == Folder(checkout / "cache" / "cresset" / "wheels")
+    named = settings(registry="localhost:5000", image_name="team/Cresset:tag")
+    assert named == Registry("localhost:5000/team/cresset-wheels")
+    assert settings(wheel_store="off") is None
+    assert settings(wheel_store="off", registry="localhost:5000") is None
+
+
+def test_a_folder_has_a_wheel_by_its_key(tmp_path: Path) -> None:
+    it = Folder(tmp_path)
+    assert not it.has(torch())
+    (tmp_path / f"{torch().variant}-{torch().key[:16]}").mkdir()
+    assert it.has(torch())
+    assert not it.has(torch(torch_flags="USE_GLOO=0"))
+    assert torch(torch_flags="USE_GLOO=0").variant == torch().variant
+
+
+def test_half_a_wheel_is_none(tmp_path: Path) -> None:
+    (tmp_path / f".{torch().variant}-{torch().key[:16]}.1").mkdir()
+    assert not Folder(tmp_path).has(torch())
+
+
+# What the plan says of it
+
+
+def plan(*more: str) -> str:
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in COMPILED.items()]
+    result = run("plan", *flags, *more)
+    assert result.code == 0, result.err
+    return result.out
+
+
+def test_the_plan_says_what_is_expected_of_each_compile() -> None:
+    assert plan().count("is compiled; none is on record") == 2
+    records.keep(took(torch(), 7200))
+    said = plan()
+    assert (
+        f"torch-wheel        is compiled; {torch().variant} took 120 min with 8 jobs, "
+        "12.0 GB of memory and 300 MB of disk" in said
+    )
+    assert said.count("is compiled; none is on record") == 1
+
+
+def test_the_plan_says_what_is_in_the_store(checkout: Path) -> None:
+    folder = checkout / "cache" / "cresset" / "wheels"
+    (folder / f"{torch().variant}-{torch().key[:16]}").mkdir(parents=True)
+    assert f"torch-wheel        is in the wheel store {folder}" in plan()
+    assert "is in the wheel store" not in plan("--wheel-store=off")
+    expected = {it["package"]: it["store"] for it in json.loads(plan("--json"))["compile"]}
+    assert expected == {"torch": f"the wheel store {folder}", "torchvision": ""}
+
+
+def test_wheels_of_an_index_are_nothing_to_expect() -> None:
+    said = run("plan", "--json")
+    assert json.loads(said.out)["compile"] == []

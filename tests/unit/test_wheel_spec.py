@@ -1,0 +1,436 @@
+"""What is compiled: which wheels, from which source, with what; and what their keys change with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.compat.flags import torch_flags, vision_flags
+from pipeline.errors import ConfigError, Problem
+from pipeline.host import repository
+from pipeline.spec import SourceSpec, WheelSpec
+from pipeline.validate_source import unresolved
+from tests.unit.running import ROOT
+from tests.unit.specs import arches, spec, spec_in
+
+COMPILED = {"build_mode": "include", "pytorch_version_tag": "v2.6.0", "cca": "8.6"}
+COMMIT = "1eba9b3aa3c43f86f4a2c807ac8e12c4a7767340"
+SHA256 = "5" * 64
+
+
+def wheels(**settings: str) -> tuple[WheelSpec, ...]:
+    return spec(**COMPILED | settings).compiled
+
+
+def keys(**settings: str) -> tuple[str, ...]:
+    """Return the keys of torch and torchvision, compiled with these settings."""
+    return tuple(wheel.key for wheel in wheels(**settings))
+
+
+def tree(folder: Path, content: str = "x = 1\n") -> Path:
+    """Make a working tree of git with one file in it."""
+    folder.mkdir(parents=True)
+    (folder / "setup.py").write_text(content)
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    subprocess.run(["git", "add", "setup.py"], cwd=folder, check=True)
+    return folder
+
+
+# Keys and names
+
+
+def test_the_keys_are_the_same_in_another_process() -> None:
+    code = (
+        f"from tests.unit.specs import spec; print(*[w.key for w in spec(**{COMPILED}).compiled])"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONHASHSEED": "7"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert tuple(other.stdout.split()) == keys()
+    assert [len(key) for key in keys()] == [64, 64]
+
+
+SHAPING: list[dict[str, str]] = [
+    {"cca": "8.0"},
+    {"cca": "8.6+PTX"},
+    {"cca": "7.5 8.6"},
+    {"torch_flags": "USE_DISTRIBUTED=0"},
+    {"torch_flags": "USE_DISTRIBUTED=0 USE_GLOO=0"},
+    {"mkl_mode": "exclude"},
+    {"magma_source": "off"},
+    {"magma_source": "archive"},
+    {"magma_source": "git"},
+    {"magma_source": "git", "magma_ref": COMMIT},
+    {"torch_ref": COMMIT},
+    {"torch_url": "https://git.invalid/pytorch.git"},
+    {"torch_source": "apt"},
+    {"torch_source": "archive", "torch_url": "/src/torch.tar.gz", "torch_sha256": SHA256},
+    {"torch_source": "archive", "torch_url": "/src/torch.tar.gz", "torch_sha256": "6" * 64},
+    {"pytorch_version_tag": "v2.5.1"},
+    {"python_version": "3.12"},
+    {"linux_distro": "ubuntu", "distro_version": "22.04"},
+    {"linux_distro": "ubuntu", "cuda_version": "12.6"},
+]
+
+
+@pytest.mark.parametrize("settings", SHAPING, ids=str)
+def test_what_shapes_torch_is_in_its_key_and_in_that_of_torchvision(
+    settings: dict[str, str],
+) -> None:
+    for one, other in zip(keys(), keys(**settings), strict=True):
+        assert one != other
+
+
+def test_no_two_wheels_share_a_key() -> None:
+    every = [key for settings in [{}, *SHAPING] for key in keys(**settings)]
+    assert len(set(every)) == len(every)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tz": "Asia/Seoul"},
+        {"project_root": "/elsewhere"},
+        {"compression": "zstd"},
+        {"max_jobs": "3"},
+        {"cache_url": "redis://cache.invalid"},
+        {"wheel_store": "off"},
+        {"registry": "localhost:5000", "image_name": "other:tag"},
+        {"index_url": "https://me:secret@host.invalid/simple"},
+        {"git_old": "https://github.com/", "git_new": "https://mirror.invalid/"},
+        {"uid": "1000", "usr": "me"},
+        {"torch_ref": "v2.6.0"},
+        {"torch_source": "git", "vision_source": "git", "magma_source": "auto"},
+        {"cuda_source": "apt"},
+        {"cuda_version": "12.4"},
+    ],
+    ids=str,
+)
+def test_what_does_not_shape_a_wheel_is_not_in_its_key(settings: dict[str, str]) -> None:
+    assert keys(**settings) == keys()
+
+
+def test_torchvision_of_another_torch_is_another_wheel_but_not_the_reverse() -> None:
+    torch, vision = keys()
+    for settings in ({"vision_ref": COMMIT}, {"vision_url": "https://git.invalid/vision"}):
+        other_torch, other_vision = keys(**settings)
+        assert (other_torch == torch, other_vision == vision) == (True, False)
+    (alone,) = keys(vision_source="index")
+    assert alone == torch
+    # Linked to the official torch of the same version, it is no longer the same.
+    (of_official,) = keys(torch_source="index")
+    assert of_official != vision
+
+
+def test_the_same_tarball_is_the_same_source_anywhere() -> None:
+    source = {"torch_source": "archive", "torch_sha256": SHA256}
+    here = keys(**source, torch_url="/home/me/torch.tar.gz")
+    there = keys(**source, torch_url="https://me:secret@mirror.invalid/v2.6.0.tar.gz")
+    assert here == there
+
+
+def test_the_same_working_tree_is_the_same_source_anywhere(tmp_path: Path) -> None:
+    one = keys(torch_source="path", torch_url=str(tree(tmp_path / "one")))
+    assert keys(torch_source="path", torch_url=str(tree(tmp_path / "two"))) == one
+    (tmp_path / "one" / "untracked.txt").write_text("a note")
+    assert keys(torch_source="path", torch_url=str(tmp_path / "one")) == one
+    (tmp_path / "one" / "setup.py").write_text("x = 2\n")
+    assert keys(torch_source="path", torch_url=str(tmp_path / "one")) != one
+
+
+def test_a_login_is_no_part_of_a_key_and_of_no_name() -> None:
+    url = "https://{}git.invalid/torch.git"
+    with_login = spec(**COMPILED, torch_url=url.format("me:hunter2@"))
+    without = spec(**COMPILED, torch_url=url.format(""))
+    assert with_login.key == without.key
+    assert with_login.compiled[0].key == without.compiled[0].key
+    assert "hunter2" not in with_login.model_dump_json()
+    # Yet it is what the source is fetched with.
+    assert with_login.compiled[0].source.location == url.format("me:hunter2@")
+
+
+def test_only_the_files_that_a_compile_reads_are_in_its_key(tmp_path: Path) -> None:
+    folder = tmp_path / "reqs"
+    shutil.copytree(ROOT / "reqs", folder)
+
+    def now() -> list[str]:
+        return [wheel.key for wheel in spec_in(folder, "", unresolved, **COMPILED).compiled]
+
+    before = now()
+    for name in ("apt-train", "pip-train", "build-2.14"):
+        (folder / f"{name}.requirements.txt").write_text("")
+    assert now() == before == list(keys())
+    for name in ("build-2.3", "build-mkl"):
+        with (folder / f"{name}.requirements.txt").open("a") as file:
+            file.write("# another\n")
+        assert set(now()).isdisjoint(before)
+        before = now()
+
+
+def test_what_the_wheels_are_made_of_is_in_the_key_of_the_image() -> None:
+    image = spec(**COMPILED)
+    for settings in ({"cca": "8.0"}, {"torch_flags": "USE_GLOO=0"}, {"vision_ref": COMMIT}):
+        assert spec(**COMPILED | settings).key != image.key
+    assert spec(**COMPILED, max_jobs="2").key == image.key
+    assert spec("devel", **COMPILED).key != image.key
+
+
+@pytest.mark.parametrize(
+    ("settings", "image", "names"),
+    [
+        ({}, "py313-torch2.6.0-cu124-sm86-trixie",
+         ["torch-2.6.0-cu124-sm86-py313-trixie", "torchvision-0.21.0-cu124-sm86-py313-trixie"]),
+        ({"cca": "7.5 8.6+PTX", "torch_source": "git", "vision_source": "index"},
+         "py313-torch2.6.0-cu124-sm75-86ptx-trixie", ["torch-2.6.0-cu124-sm75-86ptx-py313-trixie"]),
+        ({"cca": "9.0a", "linux_distro": "ubuntu", "cuda_version": "12.6.3"},
+         "py312-torch2.6.0-cu126-sm90a-noble",
+         ["torch-2.6.0-cu126-sm90a-py312-noble", "torchvision-0.21.0-cu126-sm90a-py312-noble"]),
+    ],
+)  # fmt: skip
+def test_the_names_of_wheels_read_well(
+    settings: dict[str, str], image: str, names: list[str]
+) -> None:
+    it = spec(**COMPILED | settings)
+    assert it.variant == image
+    assert [wheel.variant for wheel in it.compiled] == names
+
+
+# Sources
+
+
+def source(part: int = 0, /, **settings: str) -> SourceSpec:
+    return wheels(**settings)[part].source
+
+
+def test_where_each_kind_of_source_comes_from(tmp_path: Path) -> None:
+    upstream = "https://github.com/pytorch/pytorch.git"
+    assert source() == SourceSpec(kind="git", location=upstream, ref="v2.6.0")
+    assert source(1).ref == "v0.21.0"
+    assert source(torch_url="git@git.invalid:torch", torch_ref=COMMIT) == SourceSpec(
+        kind="git", location="git@git.invalid:torch", ref=COMMIT
+    )
+    tarball = {"torch_source": "archive", "torch_url": "x.tar.gz", "torch_sha256": SHA256}
+    assert source(0, **tarball) == SourceSpec(kind="archive", location="x.tar.gz", sha256=SHA256)
+    assert source(torch_source="apt") == SourceSpec(kind="apt", location="pytorch")
+    assert source(1, vision_source="apt") == SourceSpec(kind="apt", location="pytorch-vision")
+    folder = tree(tmp_path / "torch")
+    found = source(torch_source="path", torch_url=str(folder))
+    assert (found.kind, found.location, len(found.sha256)) == ("path", str(folder), 64)
+
+
+def test_a_branch_becomes_the_commit_it_stands_at() -> None:
+    asked = []
+
+    def resolve(url: str, ref: str) -> str:
+        asked.append((url, ref))
+        return COMMIT
+
+    refs = {"torch_ref": "main", "vision_ref": "release/0.21", "magma_ref": "v2.9.0-rc1"}
+    it = spec_in(ROOT / "reqs", "", resolve, **COMPILED, **refs, magma_source="git")
+    assert [(url.rpartition("/")[2], ref) for url, ref in asked] == [
+        ("pytorch.git", "main"),
+        ("vision.git", "release/0.21"),
+        ("magma.git", "v2.9.0-rc1"),
+    ]
+    torch, vision = it.compiled
+    assert torch.magma is not None
+    assert {torch.source.ref, vision.source.ref, torch.magma.source.ref} == {COMMIT}
+
+
+@pytest.mark.parametrize("ref", ["v2.6.0", COMMIT])
+def test_nobody_is_asked_where_a_release_or_a_commit_stands(ref: str) -> None:
+    # `spec` refuses whatever would have to be asked.
+    assert source(torch_ref=ref).ref == ref
+
+
+def test_a_branch_that_nobody_may_be_asked_for_is_refused() -> None:
+    with pytest.raises(ConfigError, match="TORCH_REF='main': a branch moves"):
+        spec(**COMPILED, torch_ref="main")
+
+
+def test_what_the_repository_says_against_it_is_told_of_the_setting() -> None:
+    def resolve(_: str, ref: str) -> Problem:
+        return Problem("", ref, "no such branch", allowed="a branch", next_step="look")
+
+    refs = {"torch_ref": "one", "vision_ref": "two", "magma_source": "git", "magma_ref": "three"}
+    with pytest.raises(ConfigError) as error:
+        spec_in(ROOT / "reqs", "", resolve, **COMPILED, **refs)
+    found = [(it.field, it.value, it.allowed, it.next_step) for it in error.value.problems]
+    assert found == [
+        ("TORCH_REF", "one", "a branch", "look"),
+        ("VISION_REF", "two", "a branch", "look"),
+        ("MAGMA_REF", "three", "a branch", "look"),
+    ]
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    """Make a repository with a commit, a branch ``work`` and an annotated tag ``v1``."""
+    folder = tree(tmp_path / "repo")
+    me = ["-c", "user.name=me", "-c", "user.email=me@host.invalid"]
+    git = ["git", "-C", str(folder)]
+    subprocess.run([*git, *me, "commit", "-q", "-m", "one"], check=True)
+    subprocess.run([*git, "branch", "work"], check=True)
+    subprocess.run([*git, *me, "tag", "-a", "v1", "-m", "one"], check=True)
+    return folder
+
+
+def head(folder: Path) -> str:
+    git = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+    return subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.mark.parametrize("ref", ["work", "v1"])
+def test_a_repository_is_asked_where_a_branch_or_a_tag_stands(ref: str, repo: Path) -> None:
+    assert repository.commit(str(repo), ref) == head(repo)
+    mirror = ("https://git.invalid/", f"{repo.parent}/")
+    assert repository.commit("https://git.invalid/repo", ref, mirror) == head(repo)
+
+
+def test_a_branch_that_is_not_there_is_named(repo: Path) -> None:
+    answer = repository.commit(str(repo), "wrok")
+    assert isinstance(answer, Problem)
+    assert "no branch and no tag of this name" in answer.why
+    assert answer.next_step.startswith("git ls-remote ")
+    gone = repository.commit(str(repo.parent / "none"), "work")
+    assert isinstance(gone, Problem)
+    assert "cannot be asked" in gone.why
+
+
+def test_without_git_a_branch_cannot_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    answer = repository.commit("https://git.invalid/repo", "main")
+    assert isinstance(answer, Problem)
+    assert "apt-get install -y git" in answer.next_step
+
+
+# What it is compiled with
+
+
+@pytest.mark.parametrize(
+    ("settings", "way", "image", "gcc"),
+    [
+        ({}, "apt", "debian:trixie-slim", "13"),
+        ({"linux_distro": "ubuntu", "distro_version": "22.04"}, "image",
+         "nvidia/cuda:12.4.1-cudnn-devel-ubuntu22.04", "11"),
+        ({"linux_distro": "ubuntu", "cuda_version": "12.6"}, "image",
+         "nvidia/cuda:12.6.3-cudnn-devel-ubuntu24.04", "13"),
+        ({"pytorch_version_tag": "v2.15.0", "cuda_version": "13.0"}, "wheels",
+         "debian:trixie-slim", "14"),
+    ],
+)  # fmt: skip
+def test_the_toolchain_is_what_the_distribution_and_cuda_allow(
+    settings: dict[str, str], way: str, image: str, gcc: str
+) -> None:
+    it = spec(**COMPILED | settings)
+    torch, vision = it.compiled
+    assert torch.toolchain == vision.toolchain
+    tools = torch.toolchain
+    assert (tools.cuda_source, tools.base.image, tools.gcc) == (way, image, gcc)
+    assert tools.python == it.python
+    # The image itself never stands on what compiles.
+    assert "devel" not in it.base.image
+    assert any(pin.startswith("nvidia-cudnn-cu") for pin in tools.libraries)
+    assert any("nvcc" in pin for pin in tools.libraries) is (way == "wheels")
+    assert (ROOT / "reqs" / tools.tools.name).is_file()
+
+
+def test_torchvision_alone_needs_no_blas_and_no_cuda_library_of_torchs() -> None:
+    (vision,) = wheels(torch_source="index")
+    assert vision.toolchain.blas == ""
+    assert vision.toolchain.libraries == ()
+    assert (vision.torch, vision.torch_key) == ("2.6.0", "")
+
+
+def test_wheels_say_what_they_run_with() -> None:
+    torch, vision = wheels()
+    assert vision.torch == torch.version == "2.6.0+cu124"
+    assert vision.torch_key == torch.key
+    assert vision.requires == ()
+    assert {"triton==3.2.0", "nvidia-cudnn-cu12==9.1.0.70"} <= set(torch.requires)
+    assert spec(**COMPILED).torch is not None
+    pins = {name: it.torch.pins for name, it in (
+        ("both", spec(**COMPILED)),
+        ("torch", spec(**COMPILED, vision_source="index")),
+        ("vision", spec(**COMPILED, torch_source="index")),
+    ) if it.torch}  # fmt: skip
+    assert pins == {
+        "both": ("torch==2.6.0+cu124", "torchvision==0.21.0+cu124"),
+        "torch": ("torch==2.6.0+cu124", "torchvision==0.21.0"),
+        "vision": ("torch==2.6.0", "torchvision==0.21.0+cu124"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({}, "apt"),
+        ({"magma_source": "off"}, None),
+        ({"magma_source": "archive"}, "archive"),
+        ({"magma_source": "git"}, "git"),
+        ({"linux_distro": "ubuntu", "cuda_version": "12.6"}, "archive"),
+        ({"pytorch_version_tag": "v2.15.0"}, None),
+        ({"cca": "7.0"}, "apt"),
+        # The distribution's has no code for it.
+        ({"cca": "6.1"}, "archive"),
+    ],
+    ids=str,
+)
+def test_magma_comes_from_where_it_serves(settings: dict[str, str], kind: str | None) -> None:
+    torch, vision = wheels(**settings)
+    assert (torch.magma and torch.magma.source.kind) == kind
+    assert dict(torch.flags)["USE_MAGMA"] == ("0" if kind is None else "1")
+    assert vision.magma is None
+    if kind == "archive":
+        assert torch.magma is not None
+        assert len(torch.magma.source.sha256) == 64
+
+
+# Flags
+
+
+def flags(cca: str = "8.6", kind: Any = "git", **more: Any) -> dict[str, str]:
+    given: dict[str, Any] = {"mkl": True, "magma": True, "compress": False, "asked": {}}
+    return torch_flags(arches(cca), kind, **given | more)
+
+
+@pytest.mark.parametrize(
+    ("cca", "flash"), [("7.5", "0"), ("7.5+PTX", "0"), ("8.0", "1"), ("6.1 9.0a", "1")]
+)
+def test_flash_attention_is_compiled_only_where_it_runs(cca: str, flash: str) -> None:
+    assert flags(cca)["USE_FLASH_ATTENTION"] == flash
+
+
+def test_what_the_user_asks_for_goes_before_all() -> None:
+    asked = {"USE_FLASH_ATTENTION": "0", "USE_CUDNN": "0", "MY_OWN": "a=b"}
+    assert asked.items() <= flags(asked=asked).items()
+    assert flags(kind="apt", asked={"USE_FBGEMM": "1"})["USE_FBGEMM"] == "1"
+    told = dict(wheels(torch_flags="USE_FLASH_ATTENTION=0 MY_OWN=a=b")[0].flags)
+    assert (told["USE_FLASH_ATTENTION"], told["MY_OWN"]) == ("0", "a=b")
+
+
+def test_what_is_linked_is_what_the_flags_say() -> None:
+    assert (flags()["BLAS"], flags(mkl=False)["BLAS"]) == ("MKL", "OpenBLAS")
+    assert (flags()["USE_MAGMA"], flags(magma=False)["USE_MAGMA"]) == ("1", "0")
+    assert "TORCH_NVCC_FLAGS" not in flags()
+    assert "-compress-mode=size" in flags(compress=True)["TORCH_NVCC_FLAGS"]
+    assert flags(kind="apt")["USE_SYSTEM_LIBS"] == "1"
+    assert "USE_SYSTEM_LIBS" not in flags()
+    assert dict(wheels(mkl_mode="exclude")[0].flags)["BLAS"] == "OpenBLAS"
+
+
+def test_flags_of_torch_do_not_reach_torchvision() -> None:
+    _, vision = wheels(torch_flags="USE_GLOO=0")
+    assert dict(vision.flags) == vision_flags()
+    assert vision_flags()["TORCHVISION_USE_JPEG"] == vision_flags()["TORCHVISION_USE_PNG"] == "1"
