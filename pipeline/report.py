@@ -265,7 +265,10 @@ def _new_log(verb: str) -> Path:
 
 
 def _modified(path: Path) -> float:
-    return path.stat().st_mtime
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # another build has just thrown it away
+        return 0.0
 
 
 def _heartbeat(report: Report, stop: threading.Event) -> None:

@@ -125,6 +125,19 @@ def test_old_logs_go_and_the_newest_stay() -> None:
     assert left[0].name == "20200101-000022-build.log"
 
 
+def test_a_log_that_another_build_throws_away_meanwhile_is_no_error() -> None:
+    with reporting("build", []) as first:
+        pass
+    for number in range(40):
+        # Listed, and gone when it is looked at: what a build that starts at the same time leaves.
+        (first.log.parent / f"20200101-0000{number:02}-build.log").symlink_to("gone")
+    with reporting("build", []) as it:
+        pass
+    assert it.log.exists()
+    assert first.log.exists()
+    assert len(list(it.log.parent.iterdir())) == 20
+
+
 @pytest.mark.parametrize(("no_color", "drawn"), [(False, True), (True, False)])
 def test_only_a_terminal_that_wants_it_is_drawn_on(
     capsys: pytest.CaptureFixture[str], *, no_color: bool, drawn: bool
