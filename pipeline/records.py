@@ -68,6 +68,11 @@ def seen(new: Record) -> bool:
     return any((it.variant, it.source) == (new.variant, new.source) for it in _all())
 
 
+def known(took: Record) -> bool:
+    """Say whether this very compile is on record: the engine has had its result in its cache."""
+    return took in _all()
+
+
 def keep(new: Record) -> None:
     """Add a record; the oldest go when there are many."""
     file = path()

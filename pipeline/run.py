@@ -118,14 +118,17 @@ class Run:
         return made  # type: ignore[no-any-return]
 
     async def _took(self, wheel: WheelSpec, directory: Directory) -> None:
-        """Say what the compile took, and record it."""
+        """Say what the compile took, and record it; nothing where the engine had it already."""
         facts = json.loads(await directory.file("record.json").contents())
         (name,) = await directory.glob("*.whl")
         took = records.record(wheel, facts, await directory.file(name).size())
+        if records.known(took):
+            self.report.note(f"{name}: from the engine's cache; compiling it took {took.seconds} s")
+            return
         compiled = Compiled(wheel, name, took, facts["cache"], again=records.seen(took))
         records.keep(took)
         self.compiled.append(compiled)
-        for line in self.compiled[-1].lines():
+        for line in compiled.lines():
             self.report.note(line)
 
     async def _keep(self, wheel: WheelSpec, installed: Container, made: Any) -> None:  # noqa: ANN401 - a Directory

@@ -20,7 +20,7 @@ import urllib.error
 import urllib.request
 import uuid
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,17 @@ def checkout(tmp_path: Path) -> Checkout:
     }
     nobody = {"DOCKER_HOST": f"unix://{tmp_path}/no-docker", "DOCKER_CONFIG": str(logins)}
     return Checkout(path, {**kept, **nobody, "ENGINE": "local", "TZ": "UTC"})
+
+
+@pytest.fixture
+def figure(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Return what prints a measured figure among the results, for a document or a closing note."""
+
+    def show(text: str) -> None:
+        with capsys.disabled():
+            sys.stdout.write(f"\n    {text}\n")
+
+    return show
 
 
 def new_name() -> str:

@@ -117,6 +117,8 @@ def test_without_a_store_the_engine_still_knows_what_it_compiled(checkout: Check
     ran = wheels(checkout, WHEEL_STORE="off")
     assert ran.code == 0, ran.err
     assert said(ran, "torchvision-wheel: cached")
+    assert said(ran, "from the engine's cache")
+    assert not said(ran, "compiler cache")
 
 
 def test_one_file_changed_is_one_file_compiled(checkout: Checkout, tree: Path) -> None:

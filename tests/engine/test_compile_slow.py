@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -54,15 +55,20 @@ def steps(log: Path) -> int:
     return done
 
 
-def killed_at(running: Running, checkout: Checkout, part: float) -> int:
-    """Kill the engine, as the kernel or a power cut would, once so much is compiled."""
+def killed_at(running: Running, checkout: Checkout, part: float) -> tuple[int, float]:
+    """Kill the engine, as the kernel or a power cut would, once so much is compiled.
+
+    Return the steps done by then, and the seconds that the compile had.
+    """
     assert running.process.stderr is not None
     log = Path(running.process.stderr.readline().partition("log: ")[2].strip())
-    for _ in running.process.stderr:
+    begun = 0.0
+    for line in running.process.stderr:
+        begun = begun or ("torchvision-wheel: running" in line) * time.monotonic()
         if (done := steps(log)) >= part * STEPS:
             pid = checkout.cresset("engine", "status", "--json").json["pid"]
             os.kill(int(pid), signal.SIGKILL)
-            return done
+            return done, time.monotonic() - begun
     raise AssertionError(log.read_text()[-4000:])
 
 
@@ -72,29 +78,64 @@ def rates(ran: Ran) -> dict[str, tuple[int, int]]:
     return {kind: (int(hits), int(total)) for kind, hits, total in found}
 
 
+def compile_seconds(ran: Ran) -> float:
+    """Return what compiling torchvision took of a run that did."""
+    (seconds,) = re.findall(r"MB in (\d+) s, \d+ steps", ran.err)
+    return float(seconds)
+
+
 def test_what_is_cut_off_goes_on_and_another_machine_takes_over(
-    checkout: Checkout, redis: str, tmp_path: Path
+    checkout: Checkout, redis: str, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:
     env = {**VISION, "CACHE_URL": redis}
-    done = 0
+    done, cut = 0, []
     with machine(checkout, tmp_path / "one") as one:
         for part in (0.3, 0.6):
             running = one.start("wheels", "--output", "out", **env)
-            done = killed_at(running, one, part)
+            done, seconds = killed_at(running, one, part)
             assert running.process.wait() == 4
+            cut.append(seconds)
+            figure(f"killed at step {done} of {STEPS}, after {seconds:.0f} s of compiling")
         ran = one.cresset("wheels", "--output", "out", **env)
         assert ran.code == 0, ran.err
+        cut.append(compile_seconds(ran))
+        hits = sum(found for found, _ in rates(ran).values())
+        figure(f"the third run finds {hits} objects and ends after {cut[-1]:.0f} s of compiling")
         # Links are steps as well, and were none of them yet; what was finished was found again.
-        assert sum(hits for hits, _ in rates(ran).values()) >= done - 1
+        assert hits >= done - 1
     with machine(checkout, tmp_path / "two") as two:
         ran = two.cresset("wheels", "--output", "out2", **env)
         assert ran.code == 0, ran.err
         assert all(hits == total for hits, total in rates(ran).values()), rates(ran)
         assert set(rates(ran)) == {"c++", "cuda"}
+        figure(
+            f"an empty engine with the same Redis: {rates(ran)} hits, {ran.seconds:.0f} s from "
+            f"command to wheel, {compile_seconds(ran):.0f} s of them compiling"
+        )
+    (tmp_path / "other").mkdir()
+    with machine(checkout, tmp_path / "three") as three, services.redis(tmp_path / "other") as url:
+        ran = three.cresset("wheels", "--output", "out3", **VISION, CACHE_URL=url)
+        assert ran.code == 0, ran.err
+        assert all(hits == 0 for hits, _ in rates(ran).values()), rates(ran)
+        whole = compile_seconds(ran)
+    figure(f"cut off twice {sum(cut):.0f} s of compiling, at once {whole:.0f} s")
+
+
+@pytest.mark.parametrize(
+    ("cca", "code"), [("6.1", "sm_61"), ("7.5 8.6+PTX", "compute_86 sm_75 sm_86")]
+)
+def test_there_is_code_for_what_was_asked_and_nothing_else(
+    checkout: Checkout, cca: str, code: str, figure: Callable[[str], None]
+) -> None:
+    ran = checkout.cresset("wheels", "--output", "out", **{**VISION, "CCA": cca})
+    assert ran.code == 0, ran.err
+    (proof,) = re.findall(r"^torchvision: (GPU code by cuobjdump: .*)$", ran.err, re.MULTILINE)
+    assert proof == f"GPU code by cuobjdump: torchvision/_C.so {code}"
+    figure(f"CCA={cca}: {proof}; {rates(ran) or 'from the engine cache'}")
 
 
 def test_another_machine_takes_the_wheel_from_the_store(
-    checkout: Checkout, repository: str, tmp_path: Path
+    checkout: Checkout, repository: str, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:
     env = {**VISION, "WHEEL_STORE": "auto", "REGISTRY": repository}
     assert checkout.cresset("wheels", "--output", "out", **env).code == 0
@@ -102,12 +143,13 @@ def test_another_machine_takes_the_wheel_from_the_store(
         ran = two.cresset("wheels", "--output", "out2", **env)
         assert ran.code == 0, ran.err
         assert "from the wheel store" in ran.err
+        figure(f"an empty engine with the same registry: {ran.seconds:.0f} s to the wheel")
         (wheel,) = (checkout.path / "out").iterdir()
         assert (checkout.path / "out2" / wheel.name).read_bytes() == wheel.read_bytes()
 
 
 def test_out_of_memory_is_noticed_and_half_the_jobs_finish(
-    checkout: Checkout, tmp_path: Path
+    checkout: Checkout, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:
     with machine(checkout, tmp_path / "small") as small:
         # Everything up to the compile, which then finds a machine with little memory.
@@ -117,6 +159,7 @@ def test_out_of_memory_is_noticed_and_half_the_jobs_finish(
         ran = small.cresset("wheels", "--output", "out", **VISION, MAX_JOBS="4")
         assert ran.code == 0, ran.err
         assert "killed for memory; once more with 2 jobs" in ran.log
+        figure(f"4 jobs in 2 GB were killed, 2 finished: {compile_seconds(ran):.0f} s")
 
 
 def memory_limit(checkout: Checkout, limit: int) -> None:

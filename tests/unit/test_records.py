@@ -115,6 +115,13 @@ def test_half_a_line_at_the_end_costs_no_other() -> None:
     assert records.estimate(torch()) == took(torch(), 3)
 
 
+def test_a_compile_is_known_by_all_of_its_figures() -> None:
+    records.keep(took(torch(), 60))
+    assert records.known(took(torch(), 60))
+    assert not records.known(took(torch(), 61))
+    assert not records.known(took(torch(cca="8.0"), 60))
+
+
 def test_the_oldest_go() -> None:
     for seconds in range(205):
         records.keep(took(torch(), seconds))
