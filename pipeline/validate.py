@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pipeline import reqs
-from pipeline.compat import rules
+from pipeline.compat import lookup, rules, toolkit
 from pipeline.compat.tables import Distribution
 from pipeline.errors import ConfigError, Problem
 from pipeline.settings import NAMES, Settings, allowed_values, shown
@@ -76,7 +76,7 @@ def image_spec(
     named = target or settings.service
     kind: Target = "devel" if named == "devel" else "simple" if named == "simple" else "train"
     distribution = mistakes.unless(
-        rules.distribution(settings.linux_distro, settings.distro_version)
+        lookup.distribution(settings.linux_distro, settings.distro_version)
     )
     arches = _arches(settings, mistakes, gpus)
     python = settings.python_version or (distribution.python if distribution else "")
@@ -160,8 +160,12 @@ def check_requirements(spec: ImageSpec, folder: Path = reqs.FOLDER) -> None:
 
 
 def arch_list(text: str) -> list[Arch]:
-    """Return the architectures of a TORCH_CUDA_ARCH_LIST; ValueError naming what is none."""
-    named = rules.named_archs()
+    """Return the architectures of a TORCH_CUDA_ARCH_LIST; ValueError naming what is none.
+
+    Each is there once, in order, with PTX if any mention of it had that: the order in which they
+    were written, or a name for some of them, compiles nothing else.
+    """
+    named = lookup.named_archs()
     arches: list[Arch] = []
     for word in text.replace(";", " ").split():
         base, plus, _ = word.partition("+")
@@ -169,7 +173,9 @@ def arch_list(text: str) -> list[Arch]:
             arches += [a.model_copy(update={"ptx": a.ptx or bool(plus)}) for a in expansion]
         else:
             arches.append(Arch.parse(word))
-    return list(dict.fromkeys(arches))
+    with_ptx = {arch.sm for arch in arches if arch.ptx}
+    each = {arch.sm: arch.model_copy(update={"ptx": arch.sm in with_ptx}) for arch in arches}
+    return sorted(each.values(), key=lambda arch: (arch.major, arch.minor, arch.suffix))
 
 
 def _arches(settings: Settings, mistakes: _Mistakes, gpus: Callable[[], list[Arch]]) -> list[Arch]:
@@ -205,7 +211,7 @@ def _arches(settings: Settings, mistakes: _Mistakes, gpus: Callable[[], list[Arc
     except ValueError as error:
         mistakes.append(Problem("CCA", settings.cca, str(error), allowed=allowed))
         return []
-    unknown = [problem for arch in arches if (problem := rules.known_arch(arch))]
+    unknown = [problem for arch in arches if (problem := lookup.known_arch(arch))]
     mistakes += unknown
     return [] if unknown else arches
 
@@ -214,7 +220,7 @@ def _check_python(
     settings: Settings, mistakes: _Mistakes, python: str, distribution: Distribution | None
 ) -> None:
     """Refuse a Python that could not be right whatever the torch."""
-    unknown = rules.known_python(python) if python else None
+    unknown = lookup.known_python(python) if python else None
     mistakes.add(unknown)
     if distribution is not None:
         chosen = "" if unknown else settings.python_version
@@ -231,7 +237,7 @@ def _wanted(
     """Return which torch and torchvision are wanted, wherever they come from."""
     from_source = compiles(settings)
     version = _version(settings.pytorch_version, settings.pytorch_version_tag, from_source)
-    release = mistakes.unless(rules.torch_release(version)) if version else rules.newest_torch()
+    release = mistakes.unless(lookup.torch_release(version)) if version else lookup.newest_torch()
     if release is None:
         return None
     vision = (
@@ -247,10 +253,21 @@ def _torch(
 ) -> TorchSpec | None:
     """Return torch as it is fetched, or the frame for what is compiled."""
     release, cuda = wanted.release, wanted.cuda
-    if kind_of(settings, "TORCH") != "index":
-        mistakes += rules.check_source(
+    old = rules.check_installer(wanted.distribution, settings.python_version, release)
+    mistakes += old
+    # Pip has said already what there is to say of a Python.
+    about_python = "PYTHON_VERSION" if old else ""
+    if compiles(settings):
+        found = rules.check_source(
             release, wanted.vision, wanted.python, cuda, wanted.arches, dist=wanted.distribution
         )
+        mistakes += (problem for problem in found if problem.field != about_python)
+    if kind_of(settings, "TORCH") != "index":
+        if kind_of(settings, "VISION") == "index":
+            found = rules.check_vision_wheel(
+                release, wanted.python, cuda, wanted.arches, wanted.distribution
+            )
+            mistakes += (problem for problem in found if problem.field != about_python)
         return TorchSpec(
             version=release.version,
             vision=wanted.vision,
@@ -258,12 +275,10 @@ def _torch(
             index="",
             constraints=rules.companions(release),
         )
-    old = rules.check_installer(wanted.distribution, settings.python_version, release)
-    mistakes += old
-    # Pip has said already what there is to say of a Python.
-    about_python = "PYTHON_VERSION" if old else ""
     covered = () if wheels_only else wanted.arches
-    found = rules.check_wheel(release, wanted.vision, wanted.python, cuda, covered)
+    found = rules.check_wheel(
+        release, wanted.vision, wanted.python, cuda, covered, wanted.distribution
+    )
     mistakes += (problem for problem in found if problem.field != about_python)
     wheel = rules.wheel_for(release, cuda)
     if isinstance(wheel, Problem):
@@ -294,7 +309,7 @@ def _base(
     flavor = settings.image_flavor if torch is not None else ""
     if flavor and torch is not None:
         cuda = settings.cuda_version or torch.cuda
-        answer = rules.nvidia_image(cuda, settings.cudnn_version, flavor, distribution)
+        answer = toolkit.nvidia_image(cuda, settings.cudnn_version, flavor, distribution)
         image = mistakes.unless(answer) or ""
     if flavor in {"runtime", "devel"}:
         mistakes.append(

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 from pipeline import reqs
-from pipeline.compat import flags, rules, source
+from pipeline.compat import flags, lookup, rules, source, toolkit
 from pipeline.compat.tables import Distribution, TorchRelease
 from pipeline.errors import ConfigError, Problem
 from pipeline.host import worktree
@@ -130,7 +130,10 @@ def wheel_specs(
 
 
 def _libraries(wanted: Wanted, problems: list[Problem]) -> source.Libraries | None:
-    found = source.libraries(wanted.release, wanted.cuda, wanted.arches)
+    cuda = lookup.cuda_release(wanted.cuda)
+    # That a GPU is too old for this CUDA has been said; it need not be too old for its cuDNN too.
+    arches = [it for it in wanted.arches if isinstance(cuda, Problem) or it.number in cuda.archs]
+    found = source.libraries(wanted.release, wanted.cuda, arches)
     if isinstance(found, Problem):
         problems.append(found)
         return None
@@ -219,8 +222,8 @@ def _toolchain(
     libraries: source.Libraries | None,
     problems: list[Problem],
 ) -> ToolchainSpec | None:
-    serves = source.toolkit(wanted.distribution, wanted.cuda, settings.cuda_source)
-    release = rules.cuda_release(wanted.cuda)
+    serves = toolkit.toolkit(wanted.distribution, wanted.cuda, settings.cuda_source)
+    release = lookup.cuda_release(wanted.cuda)
     # check_source has said what is wrong with these two.
     gcc = (
         ""
@@ -232,7 +235,7 @@ def _toolchain(
     if isinstance(release, Problem) or isinstance(serves, Problem) or isinstance(gcc, Problem):
         return None
     if serves == "image":
-        image = rules.nvidia_image(
+        image = toolkit.nvidia_image(
             wanted.cuda, settings.cudnn_version, "devel", wanted.distribution
         )
         if isinstance(image, Problem):
@@ -240,7 +243,7 @@ def _toolchain(
             return None
         base = base.model_copy(update={"image": image, "source": "image", "can_bootstrap": False})
     name = source.build_tools(wanted.release)
-    pins = source.toolkit_wheels(wanted.cuda) if serves == "wheels" else ()
+    pins = toolkit.toolkit_wheels(wanted.cuda) if serves == "wheels" else ()
     return ToolchainSpec(
         base=base,
         cuda=release.version,

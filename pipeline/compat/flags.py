@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from pipeline.spec import Arch, SourceKind
 
-_TORCH = {
+# Major compute capabilities.
+_FLASH: Final = 8
+_MEMORY_EFFICIENT: Final = 5
+
+_TORCH: Final = {
     "BUILD_TEST": "0",
     "INSTALL_TEST": "0",
     "USE_CUDA": "1",
@@ -27,7 +32,7 @@ _TORCH = {
 # What the source package of Debian 13 (pytorch 2.6.0+dfsg) carries: its bundled parts are taken
 # out, and the distribution's libraries stand in for them. There is none for FBGEMM, NNPACK and ITT,
 # and its CUTLASS (3.4) is older than the one that the attention kernels include (3.5).
-_FROM_DISTRIBUTION = {
+_FROM_DISTRIBUTION: Final = {
     "USE_FBGEMM": "0",
     "USE_FLASH_ATTENTION": "0",
     "USE_ITT": "0",
@@ -55,15 +60,17 @@ def torch_flags(
     """Return the flags of PyTorch's build; `asked` are the user's, which go before all others.
 
     Flash attention needs compute capability 8.0, and is compiled for any list until PyTorch pull
-    request 194502, in the files that take the most memory. `compress` says that this nvcc can
-    compress its fat binaries for size.
+    request 194502, in the files that take the most memory. The kernels of memory-efficient
+    attention begin with Maxwell, 5.0 (``sm50`` is the oldest in their names). `compress` says that
+    this nvcc can compress its fat binaries for size.
     """
-    flash = any(arch.major >= 8 for arch in arches)  # noqa: PLR2004 - as above
+    newest = max((arch.major for arch in arches), default=0)
     flags = _TORCH | {
         "BLAS": "MKL" if mkl else "OpenBLAS",
         "USE_STATIC_MKL": "1" if mkl else "0",
         "USE_MAGMA": "1" if magma else "0",
-        "USE_FLASH_ATTENTION": "1" if flash else "0",
+        "USE_FLASH_ATTENTION": "1" if newest >= _FLASH else "0",
+        "USE_MEM_EFF_ATTENTION": "1" if newest >= _MEMORY_EFFICIENT else "0",
     }
     if compress:
         flags["TORCH_NVCC_FLAGS"] = "-Xfatbin -compress-all -compress-mode=size"

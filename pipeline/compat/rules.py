@@ -1,16 +1,23 @@
-"""What goes with what: lookups and checks over the tables, each refusal with its reason and source.
+"""What goes with what: checks over the tables, each refusal with its reason and source.
 
-A lookup returns the row or the `Problem` of not having it, a check returns the problems it found.
-What no row speaks of is refused. `check_wheel` and `check_source` are everything there is to check
-of prebuilt wheels and of a build from source; the rest are their parts.
+A check returns the problems it found. `check_wheel` and `check_source` are everything there is to
+check of prebuilt wheels and of a build from source; the rest are their parts.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from pipeline.compat import tables
+from pipeline.compat.lookup import (
+    bare,
+    cuda_release,
+    distributions,
+    known_arch,
+    minor,
+    nearest,
+    pythons,
+)
 from pipeline.compat.tables import (
     ArchRow,
     CudaRelease,
@@ -19,84 +26,16 @@ from pipeline.compat.tables import (
     Wheel,
     numbers,
 )
+from pipeline.compat.toolkit import toolkit
 from pipeline.errors import Problem
 from pipeline.spec import Arch
 
-RELEASES = "https://github.com/pytorch/pytorch/blob/main/RELEASE.md"
-TOOLKITS = "https://docs.nvidia.com/cuda/cuda-toolkit-release-notes/index.html"
 DRIVERS = "https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html"
-IMAGES = "https://hub.docker.com/r/nvidia/cuda"
-CAPABILITIES = "https://developer.nvidia.com/cuda-gpus"
 PIP_NEWS = "https://pip.pypa.io/en/stable/news/"
 PIP_PYTHON = "3.10"
 """The oldest Python of the pip in ``reqs/pip-build.requirements.txt``."""
-FLAVORS = ("base", "runtime", "devel")
-
-
-# Lookups
-
-
-def torch_release(version: str) -> TorchRelease | Problem:
-    """Return the row of a torch release, given as ``2.6.0`` or as its git tag ``v2.6.0``."""
-    found = tables.torch().get(_bare(version))
-    return found or no_row("PYTORCH_VERSION_TAG", version, "torch", tables.torch(), RELEASES)
-
-
-def newest_torch() -> TorchRelease:
-    """Return the newest torch release on record."""
-    return list(tables.torch().values())[-1]
-
-
-def distributions() -> tuple[Distribution, ...]:
-    """Return every distribution on record, each name's releases oldest first."""
-    return tables.distributions()
-
-
-def distribution(name: str, version: str = "") -> Distribution | Problem:
-    """Return a distribution by name and version or codename; without a version its newest."""
-    named = [row for row in distributions() if row.name == name.lower()]
-    if not named:
-        known = dict.fromkeys(row.name for row in distributions())
-        return no_row("LINUX_DISTRO", name, "distribution", known, distributions()[0].source)
-    if not version:
-        return named[-1]
-    found = next((row for row in named if version.lower() in (row.version, row.codename)), None)
-    known = dict.fromkeys(row.version for row in named)
-    return found or no_row("DISTRO_VERSION", version, name, known, named[-1].source)
-
-
-def cuda_release(version: str) -> CudaRelease | Problem:
-    """Return the row of a CUDA release, given as ``12.4`` or ``12.4.1``."""
-    found = tables.cuda().get(minor(version))
-    return found or no_row("CUDA_VERSION", version, "CUDA", tables.cuda(), TOOLKITS)
-
-
-def known_arch(arch: Arch) -> Problem | None:
-    """Return the problem of a compute capability that no row speaks of."""
-    if arch.number in tables.arches():
-        return None
-    return no_row("CCA", str(arch), "compute capability", tables.arches(), CAPABILITIES)
-
-
-def named_archs() -> Mapping[str, tuple[Arch, ...]]:
-    """Return what TORCH_CUDA_ARCH_LIST makes of ``ampere`` and the like, by lower-case name."""
-    return {row.name.lower(): row.archs for row in tables.names()}
-
-
-def known_python(version: str) -> Problem | None:
-    """Return the problem of a Python that neither a distribution nor a torch on record has."""
-    if version in (known := _pythons()):
-        return None
-    return no_row(
-        "PYTHON_VERSION", version, "Python", known, "https://devguide.python.org/versions/"
-    )
-
-
-def _pythons() -> list[str]:
-    known = {row.python for row in distributions()}
-    for release in tables.torch().values():
-        known.update(release.pythons.stable, release.pythons.preview)
-    return sorted(known, key=numbers)
+_NEW_ABI = (2, 7)
+"""The first torch whose wheels have the C++ ABI that compilers use by themselves."""
 
 
 def check_installer(
@@ -126,7 +65,7 @@ def check_installer(
         )
     # An older one that is only the distribution's default goes when the distribution does.
     if python and numbers(python) < least:
-        known = torch.pythons.stable if torch else _pythons()
+        known = torch.pythons.stable if torch else pythons()
         able = [it for it in known if numbers(it) >= least]
         problems.append(
             Problem(
@@ -150,10 +89,10 @@ def check_pair(torch: TorchRelease, vision: str) -> Problem | None:
     The pins are exact up to torchvision 0.29.0 (its wheels say ``torch==x.y.z``); compiled ones
     have no such pin but the same interfaces.
     """
-    if _bare(vision) in torch.pairing.visions:
+    if bare(vision) in torch.pairing.visions:
         return None
     partner = [
-        row.version for row in tables.torch().values() if _bare(vision) in row.pairing.visions
+        row.version for row in tables.torch().values() if bare(vision) in row.pairing.visions
     ]
     return Problem(
         "TORCHVISION_VERSION_TAG",
@@ -198,15 +137,55 @@ def check_python(torch: TorchRelease, python: str, *, prebuilt: bool = False) ->
 
 
 def check_wheel(
-    torch: TorchRelease, vision: str, python: str, cuda: str, arches: Sequence[Arch]
+    torch: TorchRelease,
+    vision: str,
+    python: str,
+    cuda: str,
+    arches: Sequence[Arch],
+    dist: Distribution,
 ) -> tuple[Problem, ...]:
     """Return everything wrong with taking torch and torchvision as wheels."""
     wheel = wheel_for(torch, cuda)
     return _found(
         check_pair(torch, vision),
         check_python(torch, python, prebuilt=True),
-        *([wheel] if isinstance(wheel, Problem) else check_coverage(torch, wheel, arches)),
+        *([wheel] if isinstance(wheel, Problem) else check_coverage(torch, wheel, arches, dist)),
     )
+
+
+def check_vision_wheel(
+    torch: TorchRelease, python: str, cuda: str, arches: Sequence[Arch], dist: Distribution
+) -> tuple[Problem, ...]:
+    """Return why the official torchvision does not go with a torch that is compiled.
+
+    It has to be PyPI's: an index that has it for another CUDA has that torch as well, under the
+    very version of the compiled one.
+    """
+    wheel = torch.wheel
+    problem = None
+    if numbers(torch.version) < _NEW_ABI:
+        problem = Problem(
+            "VISION_SOURCE",
+            "index",
+            f"the wheels for torch {torch.version} have the C++ ABI of GCC 4, and a compiled torch "
+            "has that of GCC 5 and newer: the operators would be missing",
+            allowed="git, archive, apt, path",
+            next_step="compile torchvision as well: leave VISION_SOURCE empty, or set one of those",
+            source="https://github.com/pytorch/pytorch/issues/51039",
+        )
+    elif wheel.cuda != minor(cuda):
+        problem = Problem(
+            "VISION_SOURCE",
+            "index",
+            f"the torchvision on PyPI for torch {torch.version} is compiled for CUDA {wheel.cuda}, "
+            f"and refuses a torch for {minor(cuda)}",
+            allowed="git, archive, apt, path",
+            next_step="compile torchvision as well: leave VISION_SOURCE empty, or set one of those,"
+            f" or set CUDA_VERSION={wheel.cuda}",
+            source=torch.prebuilt.source,
+        )
+    covered = () if problem else check_coverage(torch, wheel, arches, dist)
+    return _found(problem, check_python(torch, python, prebuilt=True), *covered)
 
 
 def companions(torch: TorchRelease) -> tuple[str, ...]:
@@ -240,7 +219,7 @@ def wheel_for(torch: TorchRelease, cuda: str) -> Wheel | Problem:
 
 
 def check_coverage(
-    torch: TorchRelease, wheel: Wheel, arches: Sequence[Arch]
+    torch: TorchRelease, wheel: Wheel, arches: Sequence[Arch], dist: Distribution
 ) -> tuple[Problem, ...]:
     """Return the wanted capabilities that the wheel has no code for.
 
@@ -248,10 +227,10 @@ def check_coverage(
     PTX of any capability in it serves them, and only a wheel without PTX is a problem; GPUs
     between two capabilities exist today and are wanted by naming them.
     """
-    return _found(*(_coverage(torch, wheel, arch) for arch in dict.fromkeys(arches)))
+    return _found(*(_coverage(torch, wheel, arch, dist) for arch in dict.fromkeys(arches)))
 
 
-def _coverage(torch: TorchRelease, wheel: Wheel, arch: Arch) -> Problem | None:
+def _coverage(torch: TorchRelease, wheel: Wheel, arch: Arch, dist: Distribution) -> Problem | None:
     unknown = known_arch(arch)
     if unknown:
         return unknown
@@ -272,9 +251,9 @@ def _coverage(torch: TorchRelease, wheel: Wheel, arch: Arch) -> Problem | None:
         steps.append(f"set {tag}CUDA_VERSION={covering.cuda}, the nearest wheel that does")
     if wheel.runs_on(arch):
         steps.append("take +PTX out")
-    compiler = _cuda_that_compiles(torch, wheel.cuda, arch)
+    compiler = _compiled_by(torch, wheel.cuda, arch, dist)
     if compiler:
-        steps.append(f"BUILD_MODE=include with CUDA_VERSION={compiler} to compile for it")
+        steps.append(f"BUILD_MODE=include with {compiler} to compile for it")
     return Problem(
         "CCA",
         str(arch),
@@ -321,7 +300,7 @@ def check_source(
         compiler = host_gcc(torch, release, dist)
         parts += [
             _cuda_window(torch, cuda),
-            *(_compilable(torch, release, cuda, arch) for arch in dict.fromkeys(arches)),
+            *(_compilable(torch, release, cuda, arch, dist) for arch in dict.fromkeys(arches)),
             compiler if isinstance(compiler, Problem) else None,
         ]
     if cudnn:
@@ -418,20 +397,23 @@ def _cuda_window(torch: TorchRelease, cuda: str) -> Problem | None:
     )
 
 
-def _compilable(torch: TorchRelease, cuda: CudaRelease, asked: str, arch: Arch) -> Problem | None:
+def _compilable(
+    torch: TorchRelease, cuda: CudaRelease, asked: str, arch: Arch, dist: Distribution
+) -> Problem | None:
     unknown = known_arch(arch)
     if unknown:
         return unknown
     row = tables.arches()[arch.number]
     if _name(arch) not in cuda.archs:
         targets = [it.version for it in tables.cuda().values() if _name(arch) in it.archs]
-        other = _cuda_that_compiles(torch, asked, arch) or nearest(asked, targets)
+        near = nearest(asked, targets)
+        other = _compiled_by(torch, asked, arch, dist) or (f"CUDA_VERSION={near}" if near else "")
         return Problem(
             "CCA",
             str(arch),
             f"CUDA {asked} has no target for {row}: {cuda.reason}",
             allowed=" ".join(cuda.archs),
-            next_step=_instead(torch, arch, f"CUDA_VERSION={other}" if other else ""),
+            next_step=_instead(torch, arch, other),
             source=cuda.source,
         )
     if not _knows_name(torch, arch):
@@ -478,10 +460,11 @@ def _first_torch(arch: Arch) -> str:
     return {"": row.torch, "a": row.torch_a, "f": ""}[arch.suffix]
 
 
-def _cuda_that_compiles(torch: TorchRelease, wanted: str, arch: Arch) -> str:
-    """Return the CUDA to compile for `arch` with, near the wanted one if upstream tests it.
+def _compiled_by(torch: TorchRelease, wanted: str, arch: Arch, dist: Distribution) -> str:
+    """Return the settings that compile for `arch`, on this distribution if any does; else nothing.
 
-    Upstream tests those it builds wheels for. Of others the oldest is nearest to what it tested.
+    Upstream tests the CUDA versions that it builds wheels for, so the nearest of those goes first.
+    Of others the oldest is nearest to what it tested.
     """
     if not _knows_name(torch, arch):
         return ""
@@ -490,8 +473,23 @@ def _cuda_that_compiles(torch: TorchRelease, wanted: str, arch: Arch) -> str:
         for row in tables.cuda().values()
         if torch.cuda.holds(row.version) and row.gcc_max and _name(arch) in row.archs
     ]
-    tested = [version for version in able if any(it.cuda == version for it in torch.wheels)]
-    return nearest(wanted, tested) if tested else next(iter(able), "")
+    for on in (dist, *reversed(distributions())):
+        here = [version for version in able if _has_compilers(torch, version, on)]
+        tested = [version for version in here if any(it.cuda == version for it in torch.wheels)]
+        if here:
+            cuda = f"CUDA_VERSION={nearest(wanted, tested) if tested else here[0]}"
+            there = f", LINUX_DISTRO={on.name} and DISTRO_VERSION={on.version}"
+            return cuda if on == dist else cuda + there
+    return ""
+
+
+def _has_compilers(torch: TorchRelease, cuda: str, dist: Distribution) -> bool:
+    """Say whether a distribution has both compilers of this CUDA, and a Python that pip runs on."""
+    return (
+        not isinstance(toolkit(dist, cuda), Problem)
+        and bool(_fitting(torch, tables.cuda()[cuda], dist))
+        and numbers(dist.python) >= numbers(PIP_PYTHON)
+    )
 
 
 # The machine and the base image
@@ -531,102 +529,6 @@ def _drives(cuda: CudaRelease, driver: str, *, ptx: bool) -> bool:
     return bool(least) and numbers(driver) >= numbers(least)
 
 
-def nvidia_image(cuda: str, cudnn: str, flavor: str, dist: Distribution) -> str | Problem:
-    """Return the nvidia/cuda reference, as ``nvidia/cuda:12.4.1-cudnn-devel-ubuntu22.04``.
-
-    An empty `cudnn` takes the one NVIDIA put into that image; `base` images have none. A `cuda`
-    without patch takes the newest on record. Tags are ``X.Y.Z[-cudnn*]-flavor-ubuntuNN.NN``, where
-    the middle part has changed twice (Docker Hub, nvidia/cuda).
-    """
-    release = cuda_release(cuda)
-    if isinstance(release, Problem):
-        return release
-    refused = _image_problem(release, cuda, cudnn, flavor, dist)
-    if refused:
-        return refused
-    patch = cuda if cuda != release.version else release.patch
-    tag = f"{release.cudnn_tag}-" if flavor != "base" else ""
-    return f"nvidia/cuda:{patch}-{tag}{flavor}-{dist.cuda_tag}"
-
-
-def _image_problem(
-    cuda: CudaRelease, asked: str, cudnn: str, flavor: str, dist: Distribution
-) -> Problem | None:
-    if flavor not in FLAVORS:
-        return Problem(
-            "IMAGE_FLAVOR",
-            flavor,
-            "nvidia/cuda has no images of this flavor",
-            allowed=", ".join(FLAVORS),
-            next_step="set IMAGE_FLAVOR=devel to compile, runtime to run",
-            source=IMAGES,
-        )
-    if not dist.cuda_tag:
-        with_images = [row for row in distributions() if row.cuda_tag]
-        return Problem(
-            "LINUX_DISTRO",
-            dist.name,
-            f"nvidia/cuda has no images of {dist}: {dist.reason}",
-            allowed=", ".join(map(str, with_images)),
-            next_step=f"set LINUX_DISTRO={with_images[-1].name}, or leave IMAGE_FLAVOR empty",
-            source=IMAGES,
-        )
-    if dist.version not in cuda.ubuntu:
-        others = [row.version for row in tables.cuda().values() if dist.version in row.ubuntu]
-        ubuntu = f"set DISTRO_VERSION={cuda.ubuntu[-1]}, or " if cuda.ubuntu else ""
-        return Problem(
-            "DISTRO_VERSION" if cuda.ubuntu else "CUDA_VERSION",
-            dist.version if cuda.ubuntu else asked,
-            f"no nvidia/cuda image of CUDA {cuda.version} on {dist} is on record: {cuda.reason}",
-            allowed=", ".join(cuda.ubuntu or others),
-            next_step=f"{ubuntu}set CUDA_VERSION={nearest(asked, others)}",
-            source=IMAGES,
-        )
-    return _patch_problem(cuda, asked, flavor) or _image_cudnn_problem(cuda, cudnn, flavor)
-
-
-def _patch_problem(cuda: CudaRelease, asked: str, flavor: str) -> Problem | None:
-    if asked == cuda.version:
-        patched = bool(cuda.patch)
-        why = f"the tags name a patch release, and the newest of {cuda.version} is not on record"
-    else:
-        newest = numbers(cuda.patch)
-        least = numbers(cuda.cudnn_since) if flavor != "base" else ()
-        patched = least <= numbers(asked) and (not newest or numbers(asked) <= newest)
-        why = f"no nvidia/cuda {flavor} image of this patch release is on record: {cuda.reason}"
-    if patched:
-        return None
-    return Problem(
-        "CUDA_VERSION",
-        asked,
-        why,
-        allowed=f"{cuda.version}.N, at most {cuda.patch or 'what Docker Hub lists'}"
-        + (f", with cuDNN at least {cuda.cudnn_since}" if cuda.cudnn_since else ""),
-        next_step=f"set CUDA_VERSION={cuda.patch or cuda.version + '.0'}",
-        source=IMAGES,
-    )
-
-
-def _image_cudnn_problem(cuda: CudaRelease, cudnn: str, flavor: str) -> Problem | None:
-    if not cudnn or (flavor != "base" and cudnn == cuda.cudnn):
-        return None
-    if flavor == "base":
-        what, steps = "they hold none", "leave CUDNN_VERSION empty, or set IMAGE_FLAVOR=runtime"
-    else:
-        what, steps = f"they hold {cuda.cudnn}", "leave CUDNN_VERSION empty"
-        others = [row.version for row in tables.cuda().values() if row.cudnn == cudnn]
-        if others:
-            steps += f", or set CUDA_VERSION={nearest(cuda.version, others)}"
-    return Problem(
-        "CUDNN_VERSION",
-        cudnn,
-        f"no nvidia/cuda {flavor} image of CUDA {cuda.version} has this cuDNN: {what}",
-        allowed="(empty)" if flavor == "base" else f"{cuda.cudnn}, or empty",
-        next_step=steps,
-        source=IMAGES,
-    )
-
-
 def check_bootstrap(dist: Distribution) -> Problem | None:
     """Return the problem of a distribution that BASE_SOURCE=bootstrap does not make."""
     if dist.bootstrap:
@@ -648,14 +550,6 @@ def _found(*problems: Problem | None) -> tuple[Problem, ...]:
     return tuple(problem for problem in problems if problem)
 
 
-def _bare(tag: str) -> str:
-    return tag.removeprefix("v")
-
-
-def minor(version: str) -> str:
-    return ".".join(version.split(".")[:2])
-
-
 def _name(arch: Arch) -> str:
     return f"{arch.number}{arch.suffix}"
 
@@ -666,32 +560,3 @@ def _index(wheel: Wheel) -> str:
 
 def _rows(arches: Sequence[Arch]) -> list[ArchRow]:
     return [tables.arches()[it.number] for it in arches if it.number in tables.arches()]
-
-
-def nearest(wanted: str, known: Iterable[str]) -> str:
-    """Return the known version to take instead; of words the closest in spelling, or nothing.
-
-    That is one which `wanted` begins, else the newest that is older, else the oldest. The tables
-    are in that order.
-    """
-    names, want = list(known), numbers(_bare(wanted))
-    if not (want and names and all(map(numbers, names))):
-        return next(iter(difflib.get_close_matches(wanted, names, 1, 0.5)), "")
-    alike = [name for name in names if numbers(name)[: len(want)] == want]
-    older = [name for name in names if numbers(name) <= want]
-    return (alike or older or names[:1])[-1]
-
-
-def no_row(field: str, value: str, what: str, known: Iterable[str], source: str) -> Problem:
-    """Return the refusal of what the tables do not know."""
-    names = list(known)
-    near = nearest(value, names)
-    tag = "v" if field.endswith("_TAG") else ""
-    return Problem(
-        field,
-        value,
-        f"no row for {what} {_bare(value)}, and unknown means refused",
-        allowed=", ".join(names),
-        next_step=f"set {field}={tag}{near}, the nearest" if near else "set one of those",
-        source=source,
-    )

@@ -1,7 +1,7 @@
-"""What compiling torch takes beside a host compiler: build tools, libraries, CUDA and MAGMA.
+"""What compiling torch takes beside CUDA and a host compiler: build tools, libraries and MAGMA.
 
-As in `rules`, a lookup returns the answer or the `Problem` of not having one, and what no row
-speaks of is refused.
+As in `lookup`, each returns the answer or the `Problem` of not having one, and what no row speaks
+of is refused.
 """
 
 from __future__ import annotations
@@ -11,21 +11,16 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Final, Literal
 
-from pipeline.compat import rules, tables
-from pipeline.compat.rules import minor, nearest
+from pipeline.compat import lookup, rules, tables
+from pipeline.compat.lookup import minor, nearest
 from pipeline.compat.tables import Distribution, MagmaRelease, TorchRelease, numbers
 from pipeline.errors import Problem
 from pipeline.spec import Arch, SourceSpec
 
-CudaSource = Literal["image", "apt", "wheels"]
 MagmaKind = Literal["off", "apt", "archive", "git"]
 
 MAGMA_ARCHIVE: Final = "https://icl.utk.edu/projectsfiles/magma/downloads/magma-{version}.tar.gz"
 _MAGMA: Final = "https://github.com/icl-utk-edu/magma/issues/7"
-_PIP_CUDA: Final = "https://docs.nvidia.com/cuda/cuda-installation-guide-linux/#pip-wheels"
-_WAYS: Final[tuple[CudaSource, ...]] = ("image", "apt", "wheels")
-_FIRST_WHEELS: Final = (13,)
-_FLASH: Final = (8, 0)
 _COMPRESS_MODE: Final = (12, 8)
 
 
@@ -68,9 +63,14 @@ def no_arches() -> Problem:
     )
 
 
-def flash(arches: Sequence[Arch]) -> bool:
-    """Say whether flash attention would run on any of these; its kernels need capability 8.0."""
-    return any((arch.major, arch.minor) >= _FLASH for arch in arches)
+def extra_arches(torch: str, arches: Sequence[Arch]) -> tuple[Arch, ...]:
+    """Return for which architectures besides this torch compiles a few of its files, by itself."""
+    return tuple(
+        more
+        for row in tables.extras()
+        if any(arch.number == row.arch for arch in arches) and numbers(row.since) <= numbers(torch)
+        for more in row.adds
+    )
 
 
 def compress_mode(cuda: str) -> bool:
@@ -87,7 +87,7 @@ def apt_source(dist: Distribution, package: str, version: str) -> SourceSpec | P
     if dist.sources.get(package) == version:
         return SourceSpec(kind="apt", location=package)
     part = "VISION" if "vision" in package else "TORCH"
-    known = [it for it in rules.distributions() if package in it.sources]
+    known = [it for it in lookup.distributions() if package in it.sources]
     return Problem(
         f"{part}_SOURCE",
         "apt",
@@ -103,7 +103,7 @@ def apt_source(dist: Distribution, package: str, version: str) -> SourceSpec | P
 
 def libraries(torch: TorchRelease, cuda: str, arches: Sequence[Arch] = ()) -> Libraries | Problem:
     """Return the CUDA libraries that a compiled torch needs, none too new for one of `arches`."""
-    release = rules.cuda_release(cuda)
+    release = lookup.cuda_release(cuda)
     if isinstance(release, Problem):
         return release
     newest_cudnn = rules.newest_cudnn(arches)
@@ -132,7 +132,7 @@ def _libraries(torch: str, cuda: str, newest_cudnn: str) -> Libraries | tuple[st
     """Return the libraries, or which of them is not on record and where to look it up."""
     toolkit = tables.toolkits().get(cuda)
     if toolkit is None:
-        return f"no packages of the libraries of CUDA {cuda} are on record", rules.TOOLKITS
+        return f"no packages of the libraries of CUDA {cuda} are on record", lookup.TOOLKITS
     runtime, build = list(toolkit.runtime), []
     for library in tables.libraries():
         package = library.package.format(major=cuda.partition(".")[0])
@@ -147,86 +147,6 @@ def _libraries(torch: str, cuda: str, newest_cudnn: str) -> Libraries | tuple[st
             if library.compiled:
                 build.append(pin)
     return Libraries(tuple(runtime), tuple(build))
-
-
-# CUDA
-
-
-def toolkit(
-    dist: Distribution, cuda: str, source: CudaSource | Literal["auto"] = "auto"
-) -> CudaSource | Problem:
-    """Return where this CUDA comes from on this distribution.
-
-    ``auto`` prefers NVIDIA's image, which is whole, to the distribution's packages, which lie all
-    over its folders, and those to the package index, which lacks parts.
-    """
-    release = rules.cuda_release(cuda)
-    if isinstance(release, Problem):
-        return release
-    refused = {}
-    for way in _WAYS if source == "auto" else (source,):
-        refusal = _refused(way, dist, cuda)
-        if refusal is None:
-            return way
-        refused[way] = refusal
-    if release.version in _versions(dist, "auto"):
-        steps = ["CUDA_SOURCE=auto"]
-    else:
-        near = nearest(release.version, _versions(dist, source))
-        others = [it for it in rules.distributions() if release.version in _versions(it, source)]
-        steps = [f"CUDA_VERSION={near}"] if near else []
-        steps += [
-            f"LINUX_DISTRO={it.name} and DISTRO_VERSION={it.version} to keep CUDA {release.version}"
-            for it in others[-1:]
-        ]
-    return Problem(
-        "CUDA_VERSION" if source == "auto" else "CUDA_SOURCE",
-        cuda if source == "auto" else source,
-        "; ".join(why for why, _ in refused.values()),
-        allowed="; ".join(f"{way}: {', '.join(it)}" for way, it in _served(dist).items() if it),
-        next_step="set " + ", or ".join(steps or ["CUDA_SOURCE=auto"]),
-        source=next(page for _, page in refused.values()),
-    )
-
-
-def toolkit_wheels(cuda: str) -> tuple[str, ...]:
-    """Return the packages of the index that `toolkit` calls ``wheels``, as pip pins."""
-    parts = tables.toolkits()[minor(cuda)]
-    return (*parts.compiler, *parts.runtime)
-
-
-@cache
-def _served(dist: Distribution) -> dict[CudaSource, list[str]]:
-    """Return the CUDA versions that come each way on this distribution."""
-    return {
-        way: [version for version in tables.cuda() if not _refused(way, dist, version)]
-        for way in _WAYS
-    }
-
-
-def _versions(dist: Distribution, source: CudaSource | Literal["auto"]) -> list[str]:
-    """Return the CUDA versions that `source` serves on this distribution, oldest first."""
-    served = _served(dist)
-    if source != "auto":
-        return served[source]
-    return sorted({it for versions in served.values() for it in versions}, key=numbers)
-
-
-def _refused(way: CudaSource, dist: Distribution, cuda: str) -> tuple[str, str] | None:
-    """Return why this CUDA does not come this way, and where that is written."""
-    if way == "image":
-        image = rules.nvidia_image(cuda, "", "devel", dist)
-        return (image.why, image.source) if isinstance(image, Problem) else None
-    if way == "apt":
-        if dist.cuda == minor(cuda):
-            return None
-        return f"{dist} packages CUDA {dist.cuda}", dist.page("nvidia-cuda-toolkit")
-    if numbers(cuda) < _FIRST_WHEELS:
-        why = "the packages of CUDA 12 and older in the index hold libraries and ptxas, but no nvcc"
-        return why, _PIP_CUDA
-    if minor(cuda) in tables.toolkits():
-        return None
-    return f"no packages of the compiler of CUDA {minor(cuda)} are on record", _PIP_CUDA
 
 
 # MAGMA
@@ -245,7 +165,7 @@ def magma(
     ``auto`` leaves it out where torch no longer gains from it, and otherwise prefers the
     distribution's, which is compiled, to its own.
     """
-    release = rules.cuda_release(cuda)
+    release = lookup.cuda_release(cuda)
     if isinstance(release, Problem):
         return release
     version = version.removeprefix("v")
@@ -301,7 +221,7 @@ def _magma_release(torch: TorchRelease, cuda: str, version: str) -> MagmaRelease
     known = tables.magmas()
     if version and version not in known:
         return replace(
-            rules.no_row("MAGMA_RELEASE", version, "MAGMA", known, _MAGMA),
+            lookup.no_row("MAGMA_RELEASE", version, "MAGMA", known, _MAGMA),
             why=f"no row for MAGMA {version}; 2.8.0 and older compile for their own list of GPUs "
             "whatever is asked for, and not with CUDA 12.6 and newer",
         )

@@ -176,6 +176,17 @@ class NameRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ExtraRow:
+    """Architectures that torch adds in a few files where another one is asked for."""
+
+    arch: str
+    since: str
+    adds: tuple[Arch, ...]
+    reason: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class Distribution:
     """A release of a Linux distribution that an image can stand on."""
 
@@ -312,6 +323,14 @@ def names() -> tuple[NameRow, ...]:
     """Return the generations that TORCH_CUDA_ARCH_LIST knows by name."""
     rows = _read("arch")["name"]
     return tuple(NameRow(**{**row, "archs": _arches(row["archs"])}) for row in rows)
+
+
+@cache
+def extras() -> tuple[ExtraRow, ...]:
+    """Return what torch compiles a few files for beside what it is asked."""
+    return tuple(
+        ExtraRow(**{**row, "adds": _arches(row["adds"])}) for row in _read("arch")["extra"]
+    )
 
 
 @cache

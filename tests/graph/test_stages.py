@@ -280,7 +280,10 @@ PLANNED: dict[str, tuple[str, dict[str, str]]] = {
     "simple of another Python": ("simple", {"python_version": "3.12"}),
     "compiled": ("train", COMPILED),
     "compiled with its own MAGMA": ("train", COMPILED | {"magma_source": "archive"}),
-    "torch alone": ("train", COMPILED | {"vision_source": "index"}),
+    "torch alone": (
+        "train",
+        COMPILED | {"pytorch_version_tag": "v2.13.0", "vision_source": "index"},
+    ),
     "torchvision alone": ("train", COMPILED | {"build_mode": "exclude", "vision_source": "git"}),
     "devel": ("devel", COMPILED),
     "devel with its own MAGMA": ("devel", COMPILED | {"magma_source": "git"}),

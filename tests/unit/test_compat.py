@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import sys
 import tomllib
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.compat import rules, tables
+from pipeline.compat import lookup, rules, tables, toolkit
 from pipeline.compat.tables import CudaRelease, Distribution, TorchRelease, Wheel
 from pipeline.errors import Problem
 from pipeline.spec import Arch
@@ -23,19 +24,19 @@ ARCHES = (*tables.arches(), "8.6+PTX", "9.0a", "12.0a", "12.0f", "8.8", "99.0")
 
 
 def torch(version: str) -> TorchRelease:
-    found = rules.torch_release(version)
+    found = lookup.torch_release(version)
     assert isinstance(found, TorchRelease), str(found)
     return found
 
 
 def cuda(version: str) -> CudaRelease:
-    found = rules.cuda_release(version)
+    found = lookup.cuda_release(version)
     assert isinstance(found, CudaRelease), str(found)
     return found
 
 
 def dist(name: str, version: str = "") -> Distribution:
-    found = rules.distribution(name, version)
+    found = lookup.distribution(name, version)
     assert isinstance(found, Distribution), str(found)
     return found
 
@@ -50,8 +51,11 @@ def arches(text: str) -> list[Arch]:
     return [Arch.parse(word) for word in text.split()]
 
 
-def covered(version: str, of_cuda: str, wanted: str) -> tuple[Problem, ...]:
-    return rules.check_coverage(torch(version), wheel(version, of_cuda), arches(wanted))
+def covered(
+    version: str, of_cuda: str, wanted: str, distribution: str = "ubuntu 24.04"
+) -> tuple[Problem, ...]:
+    found = dist(*distribution.split())
+    return rules.check_coverage(torch(version), wheel(version, of_cuda), arches(wanted), found)
 
 
 def source(
@@ -74,8 +78,15 @@ def source(
     )
 
 
+def vision_wheel(
+    version: str, of_cuda: str, wanted: str = "8.6", python: str = "3.13"
+) -> tuple[Problem, ...]:
+    found = torch(version)
+    return rules.check_vision_wheel(found, python, of_cuda, arches(wanted), dist("debian"))
+
+
 def image(of_cuda: str, cudnn: str, flavor: str, distribution: str) -> str | Problem:
-    return rules.nvidia_image(of_cuda, cudnn, flavor, dist(*distribution.split()))
+    return toolkit.nvidia_image(of_cuda, cudnn, flavor, dist(*distribution.split()))
 
 
 # The tables
@@ -114,7 +125,7 @@ def test_tables_are_in_order_and_refer_to_each_other() -> None:
             assert release.cuda.holds(built.cuda), "upstream compiles it, so a source build can"
     for row in tables.cuda().values():
         assert {name.rstrip("af") for name in row.archs} <= set(tables.arches())
-        assert set(row.ubuntu) <= {it.version for it in rules.distributions()}
+        assert set(row.ubuntu) <= {it.version for it in lookup.distributions()}
         assert row.patch == "" or row.patch.startswith(row.version + ".")
     for word in tables.names():
         assert {arch.number for arch in word.archs} <= set(tables.arches())
@@ -122,16 +133,16 @@ def test_tables_are_in_order_and_refer_to_each_other() -> None:
 
 def test_the_range_of_releases_on_record() -> None:
     assert next(iter(tables.torch())) == "1.13.0"
-    assert rules.newest_torch().version == "2.15.0"
-    assert rules.newest_torch().wheel.cuda == "13.2"
-    assert [str(it) for it in rules.distributions()] == [
+    assert lookup.newest_torch().version == "2.15.0"
+    assert lookup.newest_torch().wheel.cuda == "13.2"
+    assert [str(it) for it in lookup.distributions()] == [
         "debian 12", "debian 13", "ubuntu 20.04", "ubuntu 22.04", "ubuntu 24.04",
     ]  # fmt: skip
 
 
 def test_loading_needs_no_engine_no_network_and_no_settings() -> None:
     code = (
-        "import sys; from pipeline.compat import rules; rules.newest_torch();"
+        "import sys; from pipeline.compat import lookup; lookup.newest_torch();"
         "print([m for m in ('dagger', 'pipeline.settings', 'httpx') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -164,11 +175,11 @@ def test_a_distribution_is_found_by_version_codename_or_as_its_newest() -> None:
     [("ampere", "8.0 8.6+PTX"), ("pascal", "6.0 6.1+PTX"), ("ada", "8.9+PTX")],
 )
 def test_named_lists_expand_as_torch_does(name: str, expansion: str) -> None:
-    assert list(rules.named_archs()[name]) == arches(expansion)
+    assert list(lookup.named_archs()[name]) == arches(expansion)
 
 
 def test_named_lists_are_the_eight_generations() -> None:
-    assert set(rules.named_archs()) == {
+    assert set(lookup.named_archs()) == {
         "maxwell", "pascal", "volta", "turing", "ampere", "ada", "hopper", "blackwell",
     }  # fmt: skip
 
@@ -189,32 +200,32 @@ def test_a_wheel_says_which_index_serves_it(version: str, of_cuda: str, index: s
 
 REFUSALS: dict[str, tuple[Callable[[], object], str, tuple[str, ...]]] = {
     "torch without a row": (
-        lambda: rules.torch_release("1.11.0"),
+        lambda: lookup.torch_release("1.11.0"),
         "PYTORCH_VERSION_TAG",
         ("no row for torch 1.11.0", "1.13.0", "2.15.0", "PYTORCH_VERSION_TAG=v1.13.0"),
     ),
     "torch by branch": (
-        lambda: rules.torch_release("main"),
+        lambda: lookup.torch_release("main"),
         "PYTORCH_VERSION_TAG",
         ("no row for torch main", "2.15.0", "RELEASE.md"),
     ),
     "distribution misspelt": (
-        lambda: rules.distribution("debain"),
+        lambda: lookup.distribution("debain"),
         "LINUX_DISTRO",
         ("debian, ubuntu", "LINUX_DISTRO=debian"),
     ),
     "distribution version": (
-        lambda: rules.distribution("ubuntu", "18.04"),
+        lambda: lookup.distribution("ubuntu", "18.04"),
         "DISTRO_VERSION",
         ("no row for ubuntu 18.04", "20.04, 22.04, 24.04", "DISTRO_VERSION=20.04"),
     ),
     "CUDA that never was": (
-        lambda: rules.cuda_release("12.7.1"),
+        lambda: lookup.cuda_release("12.7.1"),
         "CUDA_VERSION",
         ("no row for CUDA 12.7.1", "12.6, 12.8", "CUDA_VERSION=12.6", "docs.nvidia.com"),
     ),
     "capability that no row has": (
-        lambda: rules.known_arch(Arch.parse("8.8")),
+        lambda: lookup.known_arch(Arch.parse("8.8")),
         "CCA",
         ("no row for compute capability 8.8", "8.7, 8.9", "developer.nvidia.com"),
     ),
@@ -283,13 +294,18 @@ REFUSALS: dict[str, tuple[Callable[[], object], str, tuple[str, ...]]] = {
         "CCA",
         ("RTX 5090", "PYTORCH_VERSION_TAG=v2.7.0 with CUDA_VERSION=12.8"),
     ),
+    "compiling for Pascal on a distribution without such a CUDA": (
+        lambda: covered("2.15.0", "13.2", "6.1", "debian 13"),
+        "CCA",
+        ("CUDA_VERSION=12.6, LINUX_DISTRO=ubuntu and DISTRO_VERSION=24.04 to compile for it",),
+    ),
     "no wheel anywhere": (
         lambda: covered("2.15.0", "13.2", "3.5"),
         "CCA",
         ("Kepler", "Tesla K40", "take it out"),
     ),
     "no PTX in the wheel": (
-        lambda: covered("2.6.0", "12.4", "8.6+PTX"),
+        lambda: covered("2.6.0", "12.4", "8.6+PTX", "debian 13"),
         "CCA",
         ("PTX", "take +PTX out", "BUILD_MODE=include with CUDA_VERSION=12.4"),
     ),
@@ -317,6 +333,31 @@ REFUSALS: dict[str, tuple[Callable[[], object], str, tuple[str, ...]]] = {
         lambda: source("2.15.0", "13.0", "7.0"),
         "CCA",
         ("CUDA 13.0", "Volta: V100", "CUDA_VERSION=12.6", "docs.nvidia.com"),
+    ),
+    "V100 with CUDA 13, on Debian": (
+        lambda: source("2.15.0", "13.0", "7.0", "debian 13"),
+        "CCA",
+        ("set CUDA_VERSION=12.6, LINUX_DISTRO=ubuntu and DISTRO_VERSION=24.04",),
+    ),
+    "the official torchvision has another C++ ABI": (
+        lambda: vision_wheel("2.6.0", "12.4"),
+        "VISION_SOURCE",
+        ("C++ ABI of GCC 4", "leave VISION_SOURCE empty", "issues/51039"),
+    ),
+    "the official torchvision is for another CUDA": (
+        lambda: vision_wheel("2.13.0", "12.6"),
+        "VISION_SOURCE",
+        ("compiled for CUDA 13.0", "torch for 12.6", "CUDA_VERSION=13.0"),
+    ),
+    "the official torchvision has no code for Pascal": (
+        lambda: vision_wheel("2.9.1", "12.8", "6.1"),
+        "CCA",
+        ("Pascal",),
+    ),
+    "the official torchvision has no wheel for this Python": (
+        lambda: vision_wheel("2.14.1", "13.0", python="3.15"),
+        "PYTHON_VERSION",
+        ("3.10, 3.11, 3.12, 3.13, 3.14",),
     ),
     "sm_120 with a CUDA that does not know it": (
         lambda: source("2.7.0", "12.6", "12.0"),
@@ -501,13 +542,22 @@ def test_what_compiles(version: str, of_cuda: str, wanted: str, distribution: st
 def test_what_a_wheel_runs_on(version: str, of_cuda: str, wanted: str) -> None:
     release = torch(version)
     python = release.pythons.stable[0]
-    assert rules.check_wheel(release, release.vision, python, of_cuda, arches(wanted)) == ()
+    found = rules.check_wheel(
+        release, release.vision, python, of_cuda, arches(wanted), dist("debian")
+    )
+    assert found == ()
 
 
 def test_all_mistakes_are_found_at_once() -> None:
-    found = rules.check_wheel(torch("2.15.0"), "0.21.0", "3.9", "13.2", arches("6.1 7.0"))
+    found = rules.check_wheel(
+        torch("2.15.0"), "0.21.0", "3.9", "13.2", arches("6.1 7.0"), dist("debian")
+    )
     fields = [problem.field for problem in found]
     assert fields == ["TORCHVISION_VERSION_TAG", "PYTHON_VERSION", "CCA", "CCA"]
+
+
+def test_a_compiled_torch_goes_with_the_official_torchvision_of_the_same_cuda() -> None:
+    assert vision_wheel("2.9.1", "12.8.1") == ()
 
 
 def test_an_experimental_python_compiles_but_has_no_wheel() -> None:
@@ -588,7 +638,7 @@ def test_every_cell_is_accepted_or_refused_with_a_reason(version: str) -> None:
     accepted = 0
     wanted = [[Arch.parse(text)] for text in ARCHES]
     for of_cuda, python, arch in itertools.product((*tables.cuda(), "12.7"), PYTHONS, wanted):
-        prebuilt = rules.check_wheel(release, release.vision, python, of_cuda, arch)
+        prebuilt = rules.check_wheel(release, release.vision, python, of_cuda, arch, base)
         compiled = rules.check_source(release, release.vision, python, of_cuda, arch, dist=base)
         for problem in (*prebuilt, *compiled):
             assert problem.why
@@ -598,20 +648,35 @@ def test_every_cell_is_accepted_or_refused_with_a_reason(version: str) -> None:
 
 
 @pytest.mark.parametrize("version", tables.torch())
-def test_what_a_refusal_of_a_wheel_proposes_is_accepted(version: str) -> None:
-    release = torch(version)
-    for built in release.wheels:
+@pytest.mark.parametrize("on", lookup.distributions(), ids=str)
+def test_what_a_refusal_of_a_wheel_proposes_is_accepted(version: str, on: Distribution) -> None:
+    for built in torch(version).wheels:
         for number in tables.arches():
             (arch,) = arches(number)
-            for problem in rules.check_coverage(release, built, [arch]):
-                proposed = dict(
-                    word.rstrip(",").split("=", 1)
-                    for word in problem.next_step.split(", or ")[0].split()
-                    if "=" in word
-                )
-                of_cuda = proposed["CUDA_VERSION"] if proposed else ""
-                if "BUILD_MODE" in proposed:
-                    assert source(version, of_cuda, number, "ubuntu 22.04") == ()
-                elif proposed:
+            for problem in rules.check_coverage(torch(version), built, [arch], on):
+                for step in problem.next_step.split(", or "):
+                    proposed = dict(re.findall(r"(\w+)=v?([\w.]+)", step))
                     near = proposed.get("PYTORCH_VERSION_TAG", version)
-                    assert wheel(near, of_cuda).runs_on(arch)
+                    if "BUILD_MODE" in proposed:
+                        assert compiles(near, proposed, number, on)
+                    elif proposed:
+                        assert wheel(near, proposed["CUDA_VERSION"]).runs_on(arch)
+
+
+@pytest.mark.parametrize("version", tables.torch())
+@pytest.mark.parametrize("on", lookup.distributions(), ids=str)
+def test_what_a_refusal_of_an_architecture_proposes_compiles(
+    version: str, on: Distribution
+) -> None:
+    for of_cuda, number in itertools.product(tables.cuda(), tables.arches()):
+        for problem in source(version, of_cuda, number, str(on)):
+            proposed = dict(re.findall(r"(\w+)=v?([\w.]+)", problem.next_step))
+            if problem.field == "CCA" and "LINUX_DISTRO" in proposed:
+                assert compiles(version, proposed, number, on)
+
+
+def compiles(version: str, proposed: dict[str, str], wanted: str, on: Distribution) -> bool:
+    """Say whether these settings compile this torch where CUDA can be had."""
+    there = dist(proposed.get("LINUX_DISTRO", on.name), proposed.get("DISTRO_VERSION", on.version))
+    by = toolkit.toolkit(there, proposed["CUDA_VERSION"])
+    return isinstance(by, str) and not source(version, proposed["CUDA_VERSION"], wanted, str(there))

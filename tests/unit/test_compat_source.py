@@ -9,7 +9,7 @@ from typing import get_args
 
 import pytest
 
-from pipeline.compat import rules, source, tables
+from pipeline.compat import lookup, rules, source, tables, toolkit
 from pipeline.compat.source import Libraries, MagmaChoice
 from pipeline.compat.tables import numbers
 from pipeline.errors import Problem
@@ -31,8 +31,8 @@ def pins(version: str, of_cuda: str, wanted: str = "") -> Libraries:
     return found
 
 
-def toolkit(distribution: str, of_cuda: str, asked: str = "auto") -> str | Problem:
-    return source.toolkit(dist(*distribution.split()), of_cuda, asked)  # type: ignore[arg-type]
+def way(distribution: str, of_cuda: str, asked: str = "auto") -> str | Problem:
+    return toolkit.toolkit(dist(*distribution.split()), of_cuda, asked)  # type: ignore[arg-type]
 
 
 def magma(
@@ -76,7 +76,7 @@ REFUSALS: dict[str, tuple[Callable[[], object], str, tuple[str, ...]]] = {
         ("no row for CUDA 12.7",),
     ),
     "no way to this CUDA on Debian": (
-        lambda: toolkit("debian 13", "12.6"),
+        lambda: way("debian 13", "12.6"),
         "CUDA_VERSION",
         (
             "no images of debian 13",
@@ -88,17 +88,17 @@ REFUSALS: dict[str, tuple[Callable[[], object], str, tuple[str, ...]]] = {
         ),
     ),
     "CUDA 12 from the index": (
-        lambda: toolkit("ubuntu 24.04", "12.6", "wheels"),
+        lambda: way("ubuntu 24.04", "12.6", "wheels"),
         "CUDA_SOURCE",
         ("ptxas, but no nvcc", "CUDA_SOURCE=auto", "image: 12.6", "cuda-installation-guide"),
     ),
     "CUDA 13 that nobody has looked at, from the index": (
-        lambda: toolkit("debian 13", "13.4", "wheels"),
+        lambda: way("debian 13", "13.4", "wheels"),
         "CUDA_SOURCE",
         ("CUDA 13.4 are on record", "set CUDA_VERSION=13.3"),
     ),
     "another CUDA than the distribution packages": (
-        lambda: toolkit("debian 12", "12.4", "apt"),
+        lambda: way("debian 12", "12.4", "apt"),
         "CUDA_SOURCE",
         (
             "debian 12 packages CUDA 11.8",
@@ -107,12 +107,12 @@ REFUSALS: dict[str, tuple[Callable[[], object], str, tuple[str, ...]]] = {
         ),
     ),
     "image on Debian": (
-        lambda: toolkit("debian 13", "12.4", "image"),
+        lambda: way("debian 13", "12.4", "image"),
         "CUDA_SOURCE",
         ("no images of debian 13", "CUDA_SOURCE=auto", "hub.docker.com"),
     ),
     "CUDA that never was": (
-        lambda: toolkit("debian 13", "12.7"),
+        lambda: way("debian 13", "12.7"),
         "CUDA_VERSION",
         ("no row for CUDA 12.7",),
     ),
@@ -305,7 +305,7 @@ def test_triton_is_not_asked_for_where_it_has_no_wheel() -> None:
 
 
 @pytest.mark.parametrize(
-    ("distribution", "of_cuda", "asked", "way"),
+    ("distribution", "of_cuda", "asked", "expected"),
     [
         ("debian 13", "12.4", "auto", "apt"),
         ("debian 13", "12.4.1", "apt", "apt"),
@@ -321,30 +321,30 @@ def test_triton_is_not_asked_for_where_it_has_no_wheel() -> None:
         ("ubuntu 22.04", "12.4.1", "auto", "image"),
     ],
 )
-def test_where_cuda_comes_from(distribution: str, of_cuda: str, asked: str, way: str) -> None:
-    assert toolkit(distribution, of_cuda, asked) == way
+def test_where_cuda_comes_from(distribution: str, of_cuda: str, asked: str, expected: str) -> None:
+    assert way(distribution, of_cuda, asked) == expected
 
 
 def test_the_compiler_of_cuda_13_is_in_the_index() -> None:
-    packages = {pin.partition("==")[0] for pin in source.toolkit_wheels("13.2.1")}
+    packages = {pin.partition("==")[0] for pin in toolkit.toolkit_wheels("13.2.1")}
     assert packages >= {
         "nvidia-cublas", "nvidia-cuda-cccl", "nvidia-cuda-crt", "nvidia-cuda-nvcc",
         "nvidia-cuda-runtime", "nvidia-nvml-dev", "nvidia-nvvm",
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("distribution", rules.distributions(), ids=str)
+@pytest.mark.parametrize("distribution", lookup.distributions(), ids=str)
 def test_what_a_refusal_of_cuda_proposes_is_accepted(distribution: tables.Distribution) -> None:
-    for of_cuda, asked in itertools.product(tables.cuda(), ("auto", *get_args(source.CudaSource))):
-        refused = source.toolkit(distribution, of_cuda, asked)
+    for of_cuda, asked in itertools.product(tables.cuda(), ("auto", *get_args(toolkit.CudaSource))):
+        refused = toolkit.toolkit(distribution, of_cuda, asked)
         if isinstance(refused, Problem):
             proposed = dict(re.findall(r"(\w+)=([\w.]+)", refused.next_step))
             if "CUDA_VERSION" in proposed:
                 near = proposed["CUDA_VERSION"]
-                assert isinstance(source.toolkit(distribution, near, asked), str)
+                assert isinstance(toolkit.toolkit(distribution, near, asked), str)
             if "LINUX_DISTRO" in proposed:
                 other = dist(proposed["LINUX_DISTRO"], proposed["DISTRO_VERSION"])
-                assert isinstance(source.toolkit(other, of_cuda, asked), str)
+                assert isinstance(toolkit.toolkit(other, of_cuda, asked), str)
 
 
 @pytest.mark.parametrize(("of_cuda", "does"), [("12.4", False), ("12.6.3", False), ("12.8", True)])
@@ -353,10 +353,17 @@ def test_which_nvcc_compresses_for_size(of_cuda: str, does: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "does"), [("6.1 7.5", False), ("7.5 8.0", True), ("12.0+PTX", True)]
+    ("version", "wanted", "extra"),
+    [
+        ("2.6.0", "8.6", ""),
+        ("2.7.0", "8.6", "8.9"),
+        ("2.6.0", "6.1 9.0", "9.0a"),
+        ("2.15.0", "7.5 8.0", ""),
+        ("2.15.0", "8.6 12.0", "8.9 12.0a 12.1a"),
+    ],
 )
-def test_flash_attention_needs_ampere(wanted: str, does: bool) -> None:
-    assert source.flash(arches(wanted)) == does
+def test_what_torch_compiles_for_besides(version: str, wanted: str, extra: str) -> None:
+    assert list(source.extra_arches(version, arches(wanted))) == arches(extra)
 
 
 def test_the_source_package_that_debian_has() -> None:
@@ -433,8 +440,8 @@ def test_each_cuda_of_a_wheel_compiles_somewhere(version: str) -> None:
             rules.check_source(
                 release, release.vision, on.python, wheel.cuda, [wheel.archs[-1]], dist=on
             )
-            for on in rules.distributions()
-            if isinstance(source.toolkit(on, wheel.cuda), str)
+            for on in lookup.distributions()
+            if isinstance(toolkit.toolkit(on, wheel.cuda), str)
         ]
         about = [{problem.field for problem in problems} for problems in found]
         assert any(fields <= {"PYTHON_VERSION"} for fields in about), wheel.cuda
@@ -453,9 +460,9 @@ def cells(version: str) -> tuple[int, int]:
     planned = total = 0
     release = torch(version)
     pythons = [it for it in PYTHONS if numbers(it) >= numbers(rules.PIP_PYTHON)]
-    for of_cuda, wanted, on in itertools.product(CUDAS, GENERATIONS, rules.distributions()):
+    for of_cuda, wanted, on in itertools.product(CUDAS, GENERATIONS, lookup.distributions()):
         arch = arches(wanted)
-        found = [source.libraries(release, of_cuda, arch), source.toolkit(on, of_cuda)]
+        found = [source.libraries(release, of_cuda, arch), toolkit.toolkit(on, of_cuda)]
         ready = right([it for it in found if isinstance(it, Problem)])
         choices = [source.magma(release, of_cuda, on, it, "", arch) for it in MAGMA_SOURCES]
         magmas = sum(right([it] if isinstance(it, Problem) else []) for it in choices)

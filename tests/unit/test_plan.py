@@ -82,7 +82,10 @@ VISION = [f"torchvision-{part}" for part in ("tools", "source", "wheel", "check"
         ({"magma_source": "archive"}, ["toolchain", *MAGMA, *TORCH, *VISION]),
         ({"magma_source": "git"}, ["toolchain", *MAGMA, *TORCH, *VISION]),
         ({"magma_source": "off"}, ["toolchain", *TORCH, *VISION]),
-        ({"vision_source": "index"}, ["toolchain", *TORCH]),
+        (
+            {"vision_source": "index", "pytorch_version_tag": "v2.13.0"},
+            ["toolchain", *TORCH],
+        ),
         ({"torch_source": "index"}, ["toolchain", *VISION]),
         ({"torch_source": "index", "vision_source": "index"}, []),
     ],

@@ -22,6 +22,8 @@ from tests.unit.specs import arches, spec, spec_in
 COMPILED = {"build_mode": "include", "pytorch_version_tag": "v2.6.0", "cca": "8.6"}
 COMMIT = "1eba9b3aa3c43f86f4a2c807ac8e12c4a7767340"
 SHA256 = "5" * 64
+TORCH_ALONE = COMPILED | {"pytorch_version_tag": "v2.13.0", "vision_source": "index"}
+"""With the official torchvision, whose C++ ABI is that of a compiled torch from 2.7 on."""
 
 
 def wheels(**settings: str) -> tuple[WheelSpec, ...]:
@@ -126,8 +128,8 @@ def test_torchvision_of_another_torch_is_another_wheel_but_not_the_reverse() -> 
     for settings in ({"vision_ref": COMMIT}, {"vision_url": "https://git.invalid/vision"}):
         other_torch, other_vision = keys(**settings)
         assert (other_torch == torch, other_vision == vision) == (True, False)
-    (alone,) = keys(vision_source="index")
-    assert alone == torch
+    (alone,) = keys(**TORCH_ALONE)
+    assert alone == keys(**TORCH_ALONE | {"vision_source": "git"})[0]
     # Linked to the official torch of the same version, it is no longer the same.
     (of_official,) = keys(torch_source="index")
     assert of_official != vision
@@ -191,8 +193,9 @@ def test_what_the_wheels_are_made_of_is_in_the_key_of_the_image() -> None:
     [
         ({}, "py313-torch2.6.0-cu124-sm86-trixie",
          ["torch-2.6.0-cu124-sm86-py313-trixie", "torchvision-0.21.0-cu124-sm86-py313-trixie"]),
-        ({"cca": "7.5 8.6+PTX", "torch_source": "git", "vision_source": "index"},
-         "py313-torch2.6.0-cu124-sm75-86ptx-trixie", ["torch-2.6.0-cu124-sm75-86ptx-py313-trixie"]),
+        (TORCH_ALONE | {"cca": "7.5 8.6+PTX"},
+         "py313-torch2.13.0-cu130-sm75-86ptx-trixie",
+         ["torch-2.13.0-cu130-sm75-86ptx-py313-trixie"]),
         ({"cca": "9.0a", "linux_distro": "ubuntu", "cuda_version": "12.6.3"},
          "py312-torch2.6.0-cu126-sm90a-noble",
          ["torch-2.6.0-cu126-sm90a-py312-noble", "torchvision-0.21.0-cu126-sm90a-py312-noble"]),
@@ -362,12 +365,12 @@ def test_wheels_say_what_they_run_with() -> None:
     assert spec(**COMPILED).torch is not None
     pins = {name: it.torch.pins for name, it in (
         ("both", spec(**COMPILED)),
-        ("torch", spec(**COMPILED, vision_source="index")),
+        ("torch", spec(**TORCH_ALONE)),
         ("vision", spec(**COMPILED, torch_source="index")),
     ) if it.torch}  # fmt: skip
     assert pins == {
         "both": ("torch==2.6.0+cu124", "torchvision==0.21.0+cu124"),
-        "torch": ("torch==2.6.0+cu124", "torchvision==0.21.0"),
+        "torch": ("torch==2.13.0+cu130", "torchvision==0.28.0"),
         "vision": ("torch==2.6.0", "torchvision==0.21.0+cu124"),
     }
 
@@ -410,6 +413,11 @@ def flags(cca: str = "8.6", kind: Any = "git", **more: Any) -> dict[str, str]:
 )
 def test_flash_attention_is_compiled_only_where_it_runs(cca: str, flash: str) -> None:
     assert flags(cca)["USE_FLASH_ATTENTION"] == flash
+
+
+@pytest.mark.parametrize(("cca", "does"), [("3.7", "0"), ("5.0", "1"), ("3.5 8.6", "1")])
+def test_memory_efficient_attention_begins_with_maxwell(cca: str, does: str) -> None:
+    assert flags(cca)["USE_MEM_EFF_ATTENTION"] == does
 
 
 def test_what_the_user_asks_for_goes_before_all() -> None:
