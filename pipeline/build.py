@@ -17,6 +17,8 @@ from pipeline.spec import ImageSpec
 if TYPE_CHECKING:
     from dagger import Container, Directory
 
+    from pipeline.stages.inputs import Inputs
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -85,7 +87,7 @@ def build(
         )
         image: Any = await run.through(stages)
         with run.report.stage("verify"), run.translated():
-            await _verify(image, spec)
+            await _verify(image, spec, stages.get("installer"), run.inputs)
         with run.report.stage("deliver", in_engine=False), run.translated():
             delivered = await where.deliver(image, spec)
         return Outcome(
@@ -135,10 +137,11 @@ async def _export(directory: Container | Directory, output: Path) -> Path:
     return partial.rename(output / name)
 
 
-async def _verify(image: Container, spec: ImageSpec) -> None:
+async def _verify(image: Container, spec: ImageSpec, installer: Any, inputs: Inputs) -> None:  # noqa: ANN401 - a Container, or None
     from pipeline.stages import verify  # noqa: PLC0415 - as in started
 
-    facts = verify.read(await verify.probe(image, spec).stdout())
+    lister = verify.cuobjdump(installer, inputs) if installer and spec.compiled else None
+    facts = verify.read(await verify.probe(image, spec, lister).stdout())
     if problems := verify.judge(spec, facts):
         raise VerifyError(problems)
 

@@ -72,7 +72,7 @@ async def objects(url: str, note: Callable[[str], None]) -> AsyncIterator[Secret
     user), S3 and the like are served from here as long as the context is open.
     """
     url = url or str(platformdirs.user_cache_path("cresset") / "ccache")
-    if urlsplit(url).scheme in {"redis", "rediss", "http", "https"}:
+    if urlsplit(url).scheme in {"redis", "http"}:
         yield dag.set_secret("cresset-compiler-cache", url)
         return
     with served_objects.serving(url) as served:
@@ -87,8 +87,9 @@ async def objects(url: str, note: Callable[[str], None]) -> AsyncIterator[Secret
         try:
             yield dag.set_secret("cresset-compiler-cache", _ADDRESS)
         finally:
+            # Said of a compile that was cut off, too: it will not go on where it stopped.
+            if served.broken:
+                note(f"the compiler cache could not be used: {served.broken}")
+            if folder := served_objects.folder_of(url):
+                served_objects.trim(folder, _FOLDER_BYTES)
             service = await service.stop()
-    if folder := served_objects.folder_of(url):
-        served_objects.trim(folder, _FOLDER_BYTES)
-    if served.broken:
-        note(f"the compiler cache could not be used: {served.broken}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.spec import ImageSpec, SourceSpec, TorchSpec
+from pipeline.spec import ImageSpec, SourceSpec, TorchSpec, WheelSpec
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,17 @@ def _compiling(torch: TorchSpec) -> tuple[Step, ...]:
         steps += [
             Step(f"{name}-tools", "what it needs beside the toolchain", needs),
             Step(f"{name}-source", _from(wheel.source), ("base",)),
-            Step(f"{name}-wheel", f"{name} {wheel.version} for {wheel.arch_list}",
+            Step(f"{name}-wheel", f"{name} {wheel.version} for {wheel.arch_list}{_magma(wheel)}",
                  (f"{name}-tools", f"{name}-source")),
             Step(f"{name}-check", "GPU code, features and libraries of the wheel", checked),
         ]  # fmt: skip
     return tuple(steps)
+
+
+def _magma(wheel: WheelSpec) -> str:
+    if wheel.package != "torch":
+        return ""
+    return f", MAGMA {wheel.magma.version}" if wheel.magma else ", no MAGMA"
 
 
 def _from(source: SourceSpec) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import platformdirs
 
+from pipeline.errors import PublishError
 from pipeline.spec import WheelSpec
 
 if TYPE_CHECKING:
@@ -106,32 +107,42 @@ class Expected:
     package: str
     store: str
     """The wheel store that has it; empty: it is compiled."""
+    unknown: str
+    """Why the store could not be asked; empty if it was."""
     like: Record | None
     """The compile on record that is most like it."""
 
     def __str__(self) -> str:
         if self.store:
             return f"is in {self.store}"
+        how = (
+            f"is compiled, unless the store has it ({self.unknown})"
+            if self.unknown
+            else "is compiled"
+        )
         if self.like is None:
-            return "is compiled; none is on record on this machine to tell how long that takes"
+            return f"{how}; none is on record on this machine to tell how long that takes"
         took = self.like
         return (
-            f"is compiled; {took.variant} took {took.seconds / 60:.0f} min with {took.jobs} jobs, "
+            f"{how}; {took.variant} took {took.seconds / 60:.0f} min with {took.jobs} jobs, "
             f"{took.peak_memory / 1e9:.1f} GB of memory and {took.size / 1e6:.0f} MB of disk, "
             f"with {took.hits} of {took.hits + took.misses} objects from the compiler cache"
         )
 
 
 def expected(wheels: Sequence[WheelSpec], store: Store | None) -> list[Expected]:
-    """Return what to expect of each wheel; PublishError if the registry cannot be asked."""
-    return [
-        Expected(
-            wheel.package,
-            store.name if store and store.has(wheel) else "",
-            estimate(wheel),
-        )
-        for wheel in wheels
-    ]
+    """Return what to expect of each wheel; a registry that cannot be asked has it for no one."""
+    return [Expected(wheel.package, *_where(wheel, store), estimate(wheel)) for wheel in wheels]
+
+
+def _where(wheel: WheelSpec, store: Store | None) -> tuple[str, str]:
+    """Return the store that has the wheel, and why it could not be asked."""
+    if store is None:
+        return "", ""
+    try:
+        return (store.name if store.has(wheel) else ""), ""
+    except PublishError as error:
+        return "", error.what
 
 
 def _all() -> Iterator[Record]:

@@ -17,6 +17,7 @@ PIP_TRAIN = "pip-train.requirements.txt"
 PIP_MKL = "pip-mkl.requirements.txt"
 BUILD_MKL = "build-mkl.requirements.txt"
 PIP_BUILD = "pip-build.requirements.txt"
+PIP_CHECK = "pip-check.requirements.txt"
 
 _APT = re.compile(
     r"(?P<name>[a-z0-9][a-z0-9+.-]+(:[a-z0-9]+)?)\s*(==?\s*(?P<version>[\w.+:~-]+\*?))?", re.ASCII

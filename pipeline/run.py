@@ -12,12 +12,19 @@ import json
 import os
 import shutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline import records, reqs
-from pipeline.errors import BuildError, ConfigError, Problem, VerifyError, interruptible
+from pipeline.errors import (
+    BuildError,
+    ConfigError,
+    Problem,
+    PublishError,
+    VerifyError,
+    interruptible,
+)
 from pipeline.host import worktree
 from pipeline.plan import Step
 from pipeline.records import Record
@@ -93,6 +100,8 @@ class Run:
     store: Store | None
     stored: dict[str, Directory]
     compiled: list[Compiled]
+    unkept: list[PublishError] = field(default_factory=list)
+    """Why finished wheels are not in the store; raised once they are where they were asked for."""
 
     def translated(self) -> contextlib.AbstractContextManager[None]:
         """Turn what the SDK raises into errors that say what happened and what to do."""
@@ -139,8 +148,14 @@ class Run:
         if problems := verify.judge_wheel(wheel, facts):
             raise VerifyError(problems)
         self.report.note(f"{wheel.package}: {verify.proof(wheel, facts)}")
-        if self.store is not None:
+        if self.store is None:
+            return
+        try:
             await self.store.put(wheel, made)
+        except PublishError as error:
+            self.unkept.append(error)
+            self.report.note(f"warning: {wheel.package} is not kept in {self.store.name}")
+        else:
             self.report.note(f"{wheel.package}: kept in {self.store.name}")
 
 
@@ -246,13 +261,17 @@ async def _run(
                     await _check_release(base, spec.base)
                     report.note(f"base: {origin}")
                     build_base = await _build_base(base, spec, settings, report)
-            compiling = len(stored) < len(spec.compiled)
+            # The devel image compiles MAGMA, whether or not torch's wheel is there.
+            compiling = spec.target == "devel" or len(stored) < len(spec.compiled)
             shared = caches.objects(settings.cache_url, report.note)
             async with shared if compiling else contextlib.nullcontext() as cache:
                 limits = inputs.Compiling(settings.max_jobs, deadline, cache)
                 given = dataclasses.replace(given, compiling=limits)
                 run = Run(spec, choice, report, base, build_base, origin, given, store, stored, [])
-                return await work(run)
+                done = await work(run)
+                if run.unkept:
+                    raise run.unkept[0]
+                return done
 
 
 async def _build_base(
@@ -344,7 +363,9 @@ def _source_folders(spec: ImageSpec) -> list[Path]:
 
 def _torch_index(spec: ImageSpec, settings: Settings) -> str:
     """Return the index of torch's wheels, empty where it is that of every other package."""
-    return settings.pytorch_index_url or (spec.torch.index if spec.torch else "")
+    if spec.torch is None or spec.torch.torch_wheel:
+        return ""
+    return settings.pytorch_index_url or spec.torch.index
 
 
 def _sha256(file: Path) -> str:

@@ -94,7 +94,9 @@ _GIT = _matching(r"(https?|ssh|git)://\S+|[\w.-]+@[\w.-]+:\S*", "not the beginni
 _SHA256 = _matching(r"[0-9a-f]{64}", "not a sha256")
 _FLAGS = _matching(r"\s*([A-Z][A-Z0-9_]*=\S*\s*)*", "not words of the form NAME=value")
 _CACHE = _matching(
-    r"(redis|rediss|https?|s3|gs|az)://\S+|[/~.]\S*", "not a URL of a cache, nor a folder's path"
+    r"(redis|http|s3|gs|az)://\S+|[/~.]\S*",
+    "not a cache that ccache or Cresset speaks, nor a folder's path; of those with TLS there are "
+    "the buckets, for ccache knows neither rediss:// nor https://",
 )
 _NUMBER = _matching(r"\d{1,10}", "not a number")
 _NAME = _matching(r"[A-Za-z_][\w.-]*", "not a user or group name")
@@ -274,7 +276,7 @@ class Settings(BaseModel):
     )  # fmt: skip
     cache_url: Annotated[str, _CACHE] = setting(
         "", "Where compiled objects are shared. Empty: a folder of this machine.", group=COMPILE,
-        allowed="redis://host:6379, http(s)://host/path, s3://bucket/prefix, or a folder",
+        allowed="redis://host:6379, http://host/path, s3://bucket/prefix, or a folder",
     )  # fmt: skip
     git_old: Annotated[str, _GIT] = setting(
         "", "Beginning of git URLs to replace, those of submodules too.", group=MIRRORS,

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, Self
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     SerializerFunctionWrapHandler,
     model_serializer,
 )
@@ -64,6 +65,16 @@ class Arch(Frozen):
     def sm(self) -> str:
         """``sm_86``: the name cuobjdump and ``torch.cuda.get_arch_list()`` use."""
         return f"sm_{self.major}{self.minor}{self.suffix}"
+
+    @property
+    def compute(self) -> str:
+        """``compute_86``: the name of its PTX."""
+        return self.sm.replace("sm_", "compute_")
+
+    @property
+    def code(self) -> tuple[str, ...]:
+        """The names of all that is compiled for it, as cuobjdump lists them."""
+        return (self.sm, self.compute) if self.ptx else (self.sm,)
 
     def __str__(self) -> str:
         return f"{self.number}{self.suffix}{'+PTX' if self.ptx else ''}"
@@ -184,6 +195,8 @@ class WheelSpec(Frozen):
     """Of torchvision: the key of that torch, if it is compiled."""
     recipe: str
     """Hash of the stages that compile."""
+    magma_reason: str = Field(default="", exclude=True)
+    """Of torch: why there is this MAGMA, or none. Not in the key."""
 
     @property
     def arch_list(self) -> str:
@@ -200,8 +213,13 @@ class WheelSpec(Frozen):
 
     @cached_property
     def key(self) -> str:
-        """Sha256 of the canonical JSON of everything that shapes the wheel."""
-        return _digest(self.model_dump(mode="json"))
+        """Sha256 of the canonical JSON of everything that shapes the wheel.
+
+        Where its base came from does not: a mirror of apt's serves the same packages, and
+        mmdebstrap installs them into the same distribution.
+        """
+        way = {"apt_mirror", "source", "can_bootstrap"}
+        return _digest(self.model_dump(mode="json", exclude={"toolchain": {"base": way}}))
 
 
 class TorchSpec(Frozen):

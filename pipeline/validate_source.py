@@ -82,9 +82,11 @@ def wheel_specs(
         torch_source = _source(settings, "TORCH", wanted.release.version, wanted, resolve, problems)
     if kind(settings, "VISION") != "index":
         vision_source = _source(settings, "VISION", wanted.vision, wanted, resolve, problems)
+    asked = flags.parse(settings.torch_flags)
+    problems += flags.check(asked)
     libraries = _libraries(wanted, problems) if compiles_torch else None
     toolchain = _toolchain(settings, wanted, base, folder, libraries, problems)
-    magma = _magma(settings, wanted, resolve, problems) if compiles_torch else None
+    magma, reason = _magma(settings, wanted, resolve, problems) if compiles_torch else (None, "")
     # What is written and names none has been refused already.
     if not wanted.arches and not settings.cca.strip(" ;"):
         problems.append(source.no_arches())
@@ -106,11 +108,12 @@ def wheel_specs(
                     mkl=toolchain.blas == "mkl",
                     magma=magma is not None,
                     compress=source.compress_mode(wanted.cuda),
-                    asked=dict(word.split("=", 1) for word in settings.torch_flags.split()),
+                    asked=asked,
                 )
             ),
             requires=libraries.runtime,
             magma=magma,
+            magma_reason=reason,
             recipe=recipe(folder),
         )
     if vision_source:
@@ -120,7 +123,7 @@ def wheel_specs(
             source=vision_source,
             toolchain=toolchain,
             arches=wanted.arches,
-            flags=_sorted(flags.vision_flags()),
+            flags=_sorted(flags.vision_flags(compress=source.compress_mode(wanted.cuda))),
             requires=(),
             torch=torch_wheel.version if torch_wheel else wanted.release.version,
             torch_key=torch_wheel.key if torch_wheel else "",
@@ -154,6 +157,9 @@ def _source(
 ) -> SourceSpec | None:
     """Return the source of a part; adds to `problems` and returns None if it names none."""
     how = kind(settings, part)
+    if how == "git" and (other := _of_another_version(settings, part, version)):
+        problems.append(other)
+        return None
     url, ref, sha256 = (
         str(getattr(settings, f"{part.lower()}_{name}")) for name in ("url", "ref", "sha256")
     )
@@ -170,6 +176,23 @@ def _source(
         problems.append(found)
         return None
     return found
+
+
+def _of_another_version(settings: Settings, part: str, version: str) -> Problem | None:
+    """Refuse the tag of one release under the version of another: all else is chosen by that."""
+    ref = str(getattr(settings, f"{part.lower()}_ref"))
+    named = re.match(r"v(\d+\.\d+\.\d+)(-|$)", ref)
+    if named is None or named[1] == version:
+        return None
+    tag = "PYTORCH_VERSION_TAG" if part == "TORCH" else "TORCHVISION_VERSION_TAG"
+    return Problem(
+        f"{part}_REF",
+        ref,
+        f"is a release of {named[1]}, and {version} is what is to be built: CUDA, Python, compiler "
+        "and libraries are chosen by it",
+        allowed=f"v{version}, a branch, a commit",
+        next_step=f"set {tag}=v{named[1]}",
+    )
 
 
 def _git(part: str, url: str, ref: str, resolve: Resolve) -> SourceSpec | Problem:
@@ -259,16 +282,17 @@ def _toolchain(
 
 def _magma(
     settings: Settings, wanted: Wanted, resolve: Resolve, problems: list[Problem]
-) -> MagmaSpec | None:
+) -> tuple[MagmaSpec | None, str]:
+    """Return the MAGMA of a torch, None for none, and why."""
     choice = source.magma(
         wanted.release, wanted.cuda, wanted.distribution, settings.magma_source,
         settings.magma_release, wanted.arches,
     )  # fmt: skip
     if isinstance(choice, Problem):
         problems.append(choice)
-        return None
+        return None, ""
     if choice.kind == "off":
-        return None
+        return None, choice.reason
     found: SourceSpec | Problem
     if choice.kind == "apt":
         found = SourceSpec(kind="apt", location="libmagma-dev")
@@ -282,8 +306,9 @@ def _magma(
         found = _archive("MAGMA", source.MAGMA_ARCHIVE.format(version=choice.version), sha256)
     if isinstance(found, Problem):
         problems.append(found)
-        return None
-    return MagmaSpec(source=found, version=choice.version, patches=choice.patches)
+        return None, ""
+    made = MagmaSpec(source=found, version=choice.version, patches=choice.patches)
+    return made, choice.reason
 
 
 def recipe(folder: Path) -> str:

@@ -61,6 +61,7 @@ def build(
 ) -> None:
     """Build, check and deliver an image; print its digest reference."""
     from pipeline import build as building
+    from pipeline import plan as planning
     from pipeline import publish, validate
 
     until = _until(deadline)
@@ -72,7 +73,7 @@ def build(
         validate.check_requirements(spec)
         _note_driver(spec)
     if dry_run:
-        _print_plan(spec, as_json=as_json)
+        _print_plan(spec, planning.plan(spec), as_json=as_json)
         state = "is already in" if outcome else "would go to"
         typer.echo(f"the image {state} {where.name}", err=True)
         return
@@ -95,6 +96,7 @@ def wheels(
     """Compile torch and torchvision as BUILD_MODE or their sources say; print the wheels' files."""
     from pipeline import build as building
     from pipeline import plan as planning
+    from pipeline import records, store
     from pipeline.errors import ConfigError, Problem
 
     until = _until(deadline)
@@ -112,7 +114,8 @@ def wheels(
             ]
         )
     if dry_run:
-        _print_steps(planning.wheel_plan(spec))
+        expected = records.expected(spec.compiled, store.store(settings))
+        _print_plan(spec, planning.wheel_plan(spec), as_json=as_json, expected=expected)
         return
     files = building.wheels(spec, settings, output, deadline=until)
     typer.echo(json.dumps([str(file) for file in files]) if as_json else "\n".join(map(str, files)))
@@ -135,7 +138,7 @@ def plan(
         typer.echo(planning.mermaid(planning.plan(spec)))
         return
     expected = records.expected(spec.compiled, store.store(settings))
-    _print_plan(spec, as_json=as_json, expected=expected)
+    _print_plan(spec, planning.plan(spec), as_json=as_json, expected=expected)
 
 
 def _until(deadline: str) -> float:
@@ -187,17 +190,19 @@ def _note_driver(spec: ImageSpec) -> None:
 
 
 def _print_plan(
-    spec: ImageSpec, *, as_json: bool, expected: Sequence[records.Expected] = ()
+    spec: ImageSpec,
+    steps: Sequence[Step],
+    *,
+    as_json: bool,
+    expected: Sequence[records.Expected] = (),
 ) -> None:
-    from pipeline.plan import plan
-
-    steps = plan(spec)
     if as_json:
         content = {
             "variant": spec.variant,
             "key": spec.key,
             "steps": [{"name": s.name, "makes": s.makes, "needs": s.needs} for s in steps],
             "compile": [dataclasses.asdict(it) for it in expected],
+            "magma": _about_magma(spec),
         }
         typer.echo(json.dumps(content))
         return
@@ -207,6 +212,13 @@ def _print_plan(
         typer.echo()
     for it in expected:
         typer.echo(f"{it.package + '-wheel':<18} {it}")
+    if why := _about_magma(spec):
+        typer.echo(f"{'MAGMA':<18} {why}")
+
+
+def _about_magma(spec: ImageSpec) -> str:
+    """Return which MAGMA torch gets and why, nothing where torch is not compiled."""
+    return next((wheel.magma_reason for wheel in spec.compiled), "")
 
 
 def _print_steps(steps: Sequence[Step]) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from pipeline.errors import Problem
 from pipeline.spec import Arch, SourceKind
 
 # Major compute capabilities.
 _FLASH: Final = 8
 _MEMORY_EFFICIENT: Final = 5
+
+# What nvcc is told of fat binaries; PyTorch's own build always says the first.
+FATBIN: Final = "-Xfatbin -compress-all"
+FATBIN_FOR_SIZE: Final = f"{FATBIN} -compress-mode=size"
 
 _TORCH: Final = {
     "BUILD_TEST": "0",
@@ -48,6 +54,45 @@ _FROM_DISTRIBUTION: Final = {
 }
 
 
+# Flags that say what a setting says, which all else is chosen by and checked against.
+_SETTINGS: Final = {
+    "BLAS": "MKL_MODE",
+    "MAX_JOBS": "MAX_JOBS",
+    "PYTORCH_BUILD_NUMBER": "PYTORCH_VERSION_TAG",
+    "PYTORCH_BUILD_VERSION": "PYTORCH_VERSION_TAG",
+    "TORCH_CUDA_ARCH_LIST": "CCA",
+    "USE_MAGMA": "MAGMA_SOURCE",
+}
+_SWITCHES: Final = dict.fromkeys(("ON", "TRUE", "YES", "Y"), "1") | dict.fromkeys(
+    ("OFF", "FALSE", "NO", "N"), "0"
+)
+
+
+def parse(text: str) -> dict[str, str]:
+    """Return the flags of TORCH_FLAGS; CMake's words for a switch become ``1`` and ``0``."""
+    words = dict(word.split("=", 1) for word in text.split())
+    return {
+        name: _SWITCHES.get(value.upper(), value) if re.match("(USE|BUILD)_", name) else value
+        for name, value in words.items()
+    }
+
+
+def check(asked: Mapping[str, str]) -> list[Problem]:
+    """Return the flags that have a setting of their own."""
+    return [
+        Problem(
+            "TORCH_FLAGS",
+            f"{name}={asked[name]}",
+            f"this is what {setting} is for, and more than the flag depends on it",
+            allowed="flags of PyTorch's build that no setting speaks of",
+            next_step=f"take it out, and set {setting}",
+            source="https://github.com/pytorch/pytorch/blob/main/CONTRIBUTING.md#build-only-what-you-need",
+        )
+        for name, setting in _SETTINGS.items()
+        if name in asked
+    ]
+
+
 def torch_flags(
     arches: Sequence[Arch],
     kind: SourceKind,
@@ -73,15 +118,16 @@ def torch_flags(
         "USE_MEM_EFF_ATTENTION": "1" if newest >= _MEMORY_EFFICIENT else "0",
     }
     if compress:
-        flags["TORCH_NVCC_FLAGS"] = "-Xfatbin -compress-all -compress-mode=size"
+        flags["TORCH_NVCC_FLAGS"] = FATBIN_FOR_SIZE
     if kind == "apt":
         flags |= _FROM_DISTRIBUTION
     return flags | dict(asked)
 
 
-def vision_flags() -> dict[str, str]:
+def vision_flags(*, compress: bool) -> dict[str, str]:
     """Return the flags of torchvision's build; those it does not know it ignores."""
     return {
+        "NVCC_FLAGS": FATBIN_FOR_SIZE if compress else FATBIN,
         "TORCHVISION_USE_FFMPEG": "0",
         "TORCHVISION_USE_JPEG": "1",
         "TORCHVISION_USE_NVJPEG": "1",

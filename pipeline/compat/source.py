@@ -6,6 +6,7 @@ of is refused.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -84,18 +85,31 @@ def compress_mode(cuda: str) -> bool:
 
 def apt_source(dist: Distribution, package: str, version: str) -> SourceSpec | Problem:
     """Return the distribution's source package, ``pytorch`` or ``pytorch-vision``."""
-    if dist.sources.get(package) == version:
-        return SourceSpec(kind="apt", location=package)
+    packaged = dist.sources.get(package, "")
+    if _upstream(packaged) == version:
+        return SourceSpec(kind="apt", location=package, ref=packaged)
     part = "VISION" if "vision" in package else "TORCH"
     known = [it for it in lookup.distributions() if package in it.sources]
     return Problem(
         f"{part}_SOURCE",
         "apt",
         f"no source package {package} {version} of {dist} is known to compile for CUDA",
-        allowed=", ".join(f"{it} with {it.sources[package]}" for it in known),
-        next_step=f"set {part}_SOURCE=git, or one of those",
+        allowed=", ".join(f"{it} with {_upstream(it.sources[package])}" for it in known),
+        next_step=_instead(part, dist, _upstream(packaged)),
         source=dist.page("libtorch-dev"),
     )
+
+
+def _upstream(version: str) -> str:
+    """Return ``2.6.0`` of ``2.6.0+dfsg-7``: what a source package is made of."""
+    return re.split(r"[+-]", version, maxsplit=1)[0]
+
+
+def _instead(part: str, dist: Distribution, packaged: str) -> str:
+    if not packaged:
+        return f"set {part}_SOURCE=git, or one of those"
+    tag = "PYTORCH_VERSION_TAG" if part == "TORCH" else "TORCHVISION_VERSION_TAG"
+    return f"set {tag}=v{packaged}, which {dist} has, or {part}_SOURCE=git"
 
 
 # Libraries

@@ -204,7 +204,6 @@ class Distribution:
     cuda: str = ""
     magma: str = ""
     magma_archs: tuple[Arch, ...] = ()
-    ccache: str = ""
     sources: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Versions of source packages by their names."""
 

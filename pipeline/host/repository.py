@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from typing import Final
@@ -20,13 +21,20 @@ def commit(url: str, ref: str, mirror: tuple[str, str] = ("", "")) -> str | Prob
             "", ref, "a branch moves, and there is no git here to ask where it stands",
             next_step="apt-get install -y git, or name a commit",
         )  # fmt: skip
-    old, new = mirror
-    rewriting = ["-c", f"url.{new}.insteadOf={old}"] if new else []
-    # A prompt for a password would wait forever where nobody sits.
-    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
+    # By the environment: everybody on the machine may read a command line, which a login may be on.
+    public = re.sub(r"(?<=://)[^/]*@(?!.*://)", "", url) if "://" in url else url
+    rewriting = [it for it in (mirror, (public, url)) if it[1] and it[0] != it[1]]
+    environment = {
+        **os.environ,
+        # A prompt for a password would wait forever where nobody sits.
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_CONFIG_COUNT": str(len(rewriting)),
+        **{f"GIT_CONFIG_KEY_{at}": f"url.{it[1]}.insteadOf" for at, it in enumerate(rewriting)},
+        **{f"GIT_CONFIG_VALUE_{at}": it[0] for at, it in enumerate(rewriting)},
+    }
     try:
         answer = subprocess.run(
-            ["git", *rewriting, "ls-remote", "--exit-code", url, f"refs/heads/{ref}",
+            ["git", "ls-remote", "--exit-code", public, f"refs/heads/{ref}",
              f"refs/tags/{ref}", f"refs/tags/{ref}^{{}}"],
             capture_output=True, text=True, check=False, timeout=_SECONDS, env=environment,
         )  # fmt: skip

@@ -9,7 +9,7 @@ from dagger import Container, Directory, dag
 
 from pipeline import caches
 from pipeline.stages.inputs import Compiling
-from pipeline.stages.toolchain import TOOLS
+from pipeline.stages.toolchain import CUDA, TOOLS
 
 OUT = "/out"
 RECORD = f"{OUT}/record.json"
@@ -29,7 +29,8 @@ _CCACHE = {
     # Sources are unpacked, and code is generated, just before they are compiled.
     "CCACHE_SLOPPINESS": "include_file_ctime,include_file_mtime,time_macros",
 }
-_ADDRESS = "CCACHE_REMOTE_STORAGE"
+# The second is its name before ccache 4.7, as in Ubuntu 22.04.
+_ADDRESSES = ("CCACHE_REMOTE_STORAGE", "CCACHE_SECONDARY_STORAGE")
 
 
 def built_wheel(container: Container, compiling: Compiling) -> Directory:
@@ -44,6 +45,8 @@ def built_wheel(container: Container, compiling: Compiling) -> Directory:
     return (
         compiled(container, build, compiling)
         .with_mounted_file(_GRAFT, dag.file("graft.py", graft))
+        # Where the wheels of CUDA 13 are linked to, which the loader does not know of.
+        .with_env_variable("LD_LIBRARY_PATH", f"{CUDA}/lib64")
         .with_exec([f"{TOOLS}/bin/python", _GRAFT, OUT])
         .directory(OUT)
     )
@@ -64,12 +67,14 @@ def compiled(container: Container, command: Sequence[str], compiling: Compiling)
     for name, value in compiling.limits().items():
         ready = ready.with_volatile_variable(name, value)
     if compiling.cache is not None:
-        ready = ready.with_secret_variable(_ADDRESS, compiling.cache)
+        for name in _ADDRESSES:
+            ready = ready.with_secret_variable(name, compiling.cache)
     done = ready.with_exec([f"{TOOLS}/bin/python", _PROGRAM, RECORD, "--", *command])
     for name in _CCACHE:
         done = done.without_env_variable(name)
     for name in compiling.limits():
         done = done.without_volatile_variable(name)
     if compiling.cache is not None:
-        done = done.without_secret_variable(_ADDRESS)
+        for name in _ADDRESSES:
+            done = done.without_secret_variable(name)
     return done.without_mount(caches.COMPILER).without_mount(_PROGRAM)

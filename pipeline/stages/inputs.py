@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dagger import Container, Directory, File, Secret, Socket, dag
 
-from pipeline.reqs import BUILD_MKL, PIP_BUILD, PIP_MKL
+from pipeline.reqs import BUILD_MKL, PIP_BUILD, PIP_CHECK, PIP_MKL
 
 _INDEX = "PIP_INDEX_URL"
 
@@ -95,9 +95,11 @@ class Compiling:
     """Where compiled objects are kept beside the engine's own volume, as ccache takes it."""
 
     def limits(self) -> dict[str, str]:
-        """Return the variables that ``compile.py`` reads."""
-        wanted = {"MAX_JOBS": self.jobs, "CRESSET_DEADLINE": str(self.deadline or "")}
-        return {name: value for name, value in wanted.items() if value}
+        """Return the variables that ``compile.py`` reads.
+
+        All of them, always: their values are not in the engine's cache key, but their names are.
+        """
+        return {"MAX_JOBS": self.jobs, "CRESSET_DEADLINE": str(self.deadline or "")}
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class Inputs:
     pip_train: Directory
     pip_build: File
     pip_mkl: File
+    pip_check: File
     build_mkl: File
     network: Network
     folder: Path
@@ -139,6 +142,7 @@ def inputs(
         pip_train=host.directory(str(folder), include=list(pip_train)),
         pip_build=host.file(str(folder / PIP_BUILD)),
         pip_mkl=host.file(str(folder / PIP_MKL)),
+        pip_check=host.file(str(folder / PIP_CHECK)),
         build_mkl=host.file(str(folder / BUILD_MKL)),
         folder=folder,
         network=Network(

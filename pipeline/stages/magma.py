@@ -25,11 +25,29 @@ make generate
 """
 
 
+# torch hides in its own code what MAGMA lacks, so MAGMA's is looked at while it is alone.
+_INSTALL = r"""
+out=$1; shift
+wanted=$(printf '%s\n' "$@" | sort -u | xargs)
+found=$({
+  cuobjdump --list-elf build/lib/libmagma.a
+  cuobjdump --list-ptx build/lib/libmagma.a || true
+} | sed -nE 's/^ELF file.*[.](sm_[0-9]+[af]?)[.]cubin$/\1/p
+             s/^PTX file.*[.]sm_([0-9]+[af]?)[.]ptx$/compute_\1/p' | sort -u | xargs)
+echo "MAGMA: GPU code by cuobjdump: $found"
+[ "$found" = "$wanted" ] || { echo "MAGMA was to have code for $wanted" >&2; exit 1; }
+mkdir -p "$out/lib" "$out/include"
+cp build/lib/libmagma.a "$out/lib/"
+cp include/*.h build/include/*.h "$out/include/"
+"""
+
+
 def magma(
     tools: Container,
     source: Directory,
     spec: MagmaSpec,
     arches: Sequence[Arch],
+    nvcc_flags: str,
     compiling: Compiling,
 ) -> Directory:
     """Return a directory with MAGMA's headers, its one library that PyTorch links, the record.
@@ -42,7 +60,7 @@ def magma(
         f"-DCMAKE_INSTALL_PREFIX={OUT}", "-DMAGMA_ENABLE_CUDA=ON", "-DUSE_FORTRAN=OFF",
         "-DBUILD_SHARED_LIBS=OFF", "-DLAPACK_LIBRARIES=-llapack",
         "-DCMAKE_POSITION_INDEPENDENT_CODE=ON", "-DCMAKE_POLICY_VERSION_MINIMUM=3.5",
-        "-DCMAKE_CUDA_FLAGS=-Xfatbin -compress-all",
+        f"-DCMAKE_CUDA_FLAGS={nvcc_flags}",
         f"-DCMAKE_CUDA_ARCHITECTURES={cmake_architectures(arches)}",
         *(f"-DCMAKE_{language}_COMPILER_LAUNCHER=ccache" for language in ("C", "CXX", "CUDA")),
     ]  # fmt: skip
@@ -55,12 +73,9 @@ def magma(
         ready = ready.with_exec(["sed", "-i", *shlex.split(patch)])
     ready = ready.with_exec(configure)
     built = compiled(ready, ["cmake", "--build", "build", "--target", "magma"], compiling)
-    install = f"""
-    mkdir -p {OUT}/lib {OUT}/include
-    cp build/lib/libmagma.a {OUT}/lib/
-    cp include/*.h build/include/*.h {OUT}/include/
-    """
-    return built.with_exec(["sh", "-ec", install]).directory(OUT)
+    return built.with_exec(
+        ["sh", "-ec", _INSTALL, "install", OUT, *(it for arch in arches for it in arch.code)]
+    ).directory(OUT)
 
 
 def cmake_architectures(arches: Sequence[Arch]) -> str:

@@ -90,7 +90,7 @@ def apt_build_dep(container: Container, base: BaseSpec, package: str) -> Contain
     )
 
 
-def installer(base: Container, spec: ImageSpec, inputs: Inputs) -> Container:
+def installer(base: Container, spec: ImageSpec | ToolchainSpec, inputs: Inputs) -> Container:
     """Return a throw-away container with the pinned pip and uv in `INSTALLER`."""
     return (
         apt_install(base, spec.base, ["ca-certificates", "python3-venv"])
@@ -125,7 +125,7 @@ def uv(container: Container, binary: File, inputs: Inputs, args: Sequence[str]) 
 
 
 def python_install(
-    container: Container, spec: ImageSpec, binary: File, inputs: Inputs
+    container: Container, spec: ImageSpec | ToolchainSpec, binary: File, inputs: Inputs
 ) -> Container:
     """Return the container with the image's Python: apt's, or uv's where apt has another."""
     if spec.python_from_distribution:

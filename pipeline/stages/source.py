@@ -151,7 +151,8 @@ def _from_git(spec: SourceSpec, tools: Container, access: Access) -> Directory:
         .with_env_variable("GIT_CONFIG_GLOBAL", _GIT_CONFIG)
         .with_env_variable("KNOWN_HOSTS", _KNOWN_HOSTS)
     )
-    if access.ssh_agent is not None:
+    # The path of the agent's socket is in the engine's key, and is another one after each login.
+    if access.ssh_agent is not None and any(map(_speaks_ssh, _places(url, access))):
         fetching = fetching.with_unix_socket(_AGENT, access.ssh_agent).with_env_variable(
             "SSH_AUTH_SOCK", _AGENT
         )
@@ -159,6 +160,15 @@ def _from_git(spec: SourceSpec, tools: Container, access: Access) -> Directory:
     return fetching.with_exec(["bash", _FETCH_GIT, url, spec.ref, _SOURCE, about]).directory(
         _SOURCE
     )
+
+
+def _places(url: str, access: Access) -> list[str]:
+    return [url, access.instead_of[1]] if access.instead_of else [url]
+
+
+def _speaks_ssh(url: str) -> bool:
+    """Say whether a URL is ssh's, in either way of writing one."""
+    return url.startswith("ssh://") or "://" not in url
 
 
 def git_config(location: str, access: Access) -> str:

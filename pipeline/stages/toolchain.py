@@ -13,7 +13,14 @@ from dagger import Container, Directory, dag
 
 from pipeline.spec import ToolchainSpec
 from pipeline.stages.inputs import Inputs
-from pipeline.stages.packages import PINS, apt_install, python
+from pipeline.stages.packages import (
+    PINS,
+    apt_install,
+    installer,
+    python,
+    python_install,
+    uv_binary,
+)
 
 CUDA = "/usr/local/cuda"
 TOOLS = "/opt/build"
@@ -45,6 +52,9 @@ def toolchain(base: Container, spec: ToolchainSpec, inputs: Inputs) -> Container
     if spec.blas == "openblas":
         packages += ["liblapacke-dev", "libopenblas-dev"]
     installed = apt_install(with_components(base), spec.base, packages)
+    if not spec.python_from_distribution:
+        binary = uv_binary(installer(base, spec, inputs))
+        installed = python_install(installed, spec, binary, inputs)
     return _tools(_environment(installed, spec), spec, inputs)
 
 
@@ -94,6 +104,9 @@ def _environment(container: Container, spec: ToolchainSpec) -> Container:
         "CUDA_HOME": CUDA,
         "CUDACXX": f"{CUDA}/bin/nvcc",
         "LC_ALL": "C.UTF-8",
+        # Links libtorch_cuda in a tenth of the time of GNU's (pytorch pull request 146750); the
+        # way of naming it that every GCC knows.
+        "LDFLAGS": "-B/usr/libexec/mold",
         "PATH": f"{CUDA}/bin:{TOOLS}/bin:"
         "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     }

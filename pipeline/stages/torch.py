@@ -51,6 +51,13 @@ flatc --cpp --gen-mutable --scoped-enums mobile_bytecode.fbs
 """
 
 
+# A checkout without its .git is of a commit that torch's own build cannot find out.
+_COMMIT = r"""
+commit=$(sed -n 's/.*"commit": "\([0-9a-f]*\)".*/\1/p' .cresset-source.json)
+sed -i "s/^UNKNOWN = .*/UNKNOWN = \"$commit\"/" tools/generate_torch_version.py
+"""
+
+
 def torch_tools(tools: Container, spec: WheelSpec, magma: Directory | None = None) -> Container:
     """Return the toolchain with what this torch needs beside it: MAGMA, and its own libraries."""
     base = spec.toolchain.base
@@ -82,6 +89,8 @@ def torch_source(tools: Container, spec: WheelSpec) -> Container:
     ready = tools.with_workdir(SOURCE)
     if spec.source.kind == "apt":
         ready = ready.with_exec(["sh", "-ec", _FROM_DEBIAN])
+    elif spec.source.kind == "git":
+        ready = ready.with_exec(["sh", "-ec", _COMMIT])
     for name, value in variables(spec).items():
         ready = ready.with_env_variable(name, value)
     return ready

@@ -8,23 +8,48 @@ from collections.abc import Iterator
 from importlib import resources
 from typing import Any
 
-from dagger import Container, dag
+from dagger import Container, File, dag
 
+from pipeline.compat.source import extra_arches
 from pipeline.errors import Problem
 from pipeline.spec import Arch, ImageSpec, WheelSpec
-from pipeline.stages.packages import VENV
+from pipeline.stages.inputs import Inputs
+from pipeline.stages.packages import INSTALLER, PINS, VENV
 from pipeline.stages.toolchain import TOOLS
 
+_COMMIT = r"[0-9a-f]{40}"
 _PROBE = "/run/probe.py"
+_CUOBJDUMP = "/run/cuobjdump"
 
 
-def probe(image: Container, spec: ImageSpec) -> Container:
-    """Return the image after the probe; its standard output holds the facts as JSON."""
+def cuobjdump(installer: Container, inputs: Inputs) -> File:
+    """Return the program that lists GPU code, which an image has only where Triton brings it."""
+    folder = "/opt/check"
+    program = f"{folder}/nvidia/cu13/bin/cuobjdump"
+    pip = [
+        f"{INSTALLER}/bin/pip", "install", "--no-cache-dir", "--no-deps", "--progress-bar", "off",
+        "--target", folder, "--require-hashes", "--requirement", PINS,
+    ]  # fmt: skip
+    return (
+        installer.with_(inputs.network.for_packages)
+        .with_mounted_file(PINS, inputs.pip_check)
+        .with_exec(pip)
+        .with_exec(["chmod", "755", program])
+        .file(program)
+    )
+
+
+def probe(image: Container, spec: ImageSpec, lister: File | None = None) -> Container:
+    """Return the image after the probe; its standard output holds the facts as JSON.
+
+    `lister` is cuobjdump, without which nothing is said of GPU code.
+    """
     source = resources.files("pipeline.stages.inside").joinpath("probe.py").read_text()
     devel = spec.target == "devel"
     args = ["--torch"] if spec.torch and not devel else []
-    if args and spec.torch and spec.torch.compiled:
-        args.append("--code")
+    if args and spec.compiled and lister:
+        args.append(f"--code={_CUOBJDUMP}")
+        image = image.with_mounted_file(_CUOBJDUMP, lister)
     return image.with_mounted_file(_PROBE, dag.file("probe.py", source)).with_exec(
         [f"{TOOLS if devel else VENV}/bin/python", _PROBE, *args]
     )
@@ -33,7 +58,7 @@ def probe(image: Container, spec: ImageSpec) -> Container:
 def probe_wheel(installed: Container, wheel: WheelSpec) -> Container:
     """Return the toolchain with the wheel in it after the probe, as `probe` does."""
     source = resources.files("pipeline.stages.inside").joinpath("probe.py").read_text()
-    args = ["--torch", "--code", *(["--no-vision"] if wheel.package == "torch" else [])]
+    args = ["--torch", "--code=cuobjdump", *(["--no-vision"] if wheel.package == "torch" else [])]
     return installed.with_mounted_file(_PROBE, dag.file("probe.py", source)).with_exec(
         [f"{TOOLS}/bin/python", _PROBE, *args]
     )
@@ -66,11 +91,14 @@ def judge_wheel(wheel: WheelSpec, facts: dict[str, Any]) -> list[Problem]:
 
 
 def proof(wheel: WheelSpec, facts: dict[str, Any]) -> str:
-    """Return in one line what GPU code was found in the wheel, file by file."""
+    """Return in one line what GPU code was found in the wheel, file by file, and its commit."""
     code = facts["torch"]["code"] or {}
-    return "GPU code by cuobjdump: " + "; ".join(
+    said = "GPU code by cuobjdump: " + "; ".join(
         f"{file} {' '.join(names)}" for file, names in code.items() if _of(wheel, file)
     )
+    commit = facts["torch"]["git"]
+    is_known = wheel.package == "torch" and re.fullmatch(_COMMIT, commit)
+    return f"{said}; git commit {commit}" if is_known else said
 
 
 def _of(wheel: WheelSpec, file: str) -> bool:
@@ -160,21 +188,27 @@ def wheel_problems(wheel: WheelSpec, facts: dict[str, Any]) -> Iterator[Problem]
         return
     flags = dict(wheel.flags)
     config = facts["config"]
+    distributed = flags.get("USE_DISTRIBUTED") == "1"
+    blas, sign = ("MKL", "mkl") if flags.get("BLAS") == "MKL" else ("OpenBLAS", "open")
     wanted = {
-        "MKL": (flags.get("BLAS") == "MKL", "BLAS_INFO=mkl" in config),
+        blas: (True, f"BLAS_INFO={sign}" in config),
+        "LAPACK": (True, facts["lapack"]),
         "cuDNN": (flags.get("USE_CUDNN") == "1", facts["cudnn"] is not None),
         "MAGMA": (flags.get("USE_MAGMA") == "1", facts["magma"]),
+        "NCCL": (distributed and flags.get("USE_NCCL") == "1", facts["nccl"]),
+        "gloo": (distributed and flags.get("USE_GLOO") == "1", facts["gloo"]),
     }
     for name, (asked, found) in wanted.items():
         if asked != bool(found):
             yield Problem(
                 name,
                 "in it" if found else "not in it",
-                "torch.__config__.show() tells it otherwise than it was to be built",
+                "torch tells it otherwise than it was to be built; upstream's build switches off "
+                "what it does not find",
                 allowed="in it" if asked else "not in it",
             )
     commit = wheel.source.ref
-    if re.fullmatch(r"[0-9a-f]{40}", commit):
+    if re.fullmatch(_COMMIT, commit):
         yield from _differs("torch's git commit", facts["git"], commit)
 
 
@@ -182,13 +216,16 @@ def _code_problems(wheel: WheelSpec, code: dict[str, list[str]] | None) -> Itera
     if code is None:
         yield Problem("cuobjdump", "", "there is none, so nobody knows what GPU code is in it")
         return
-    wanted = {arch.sm for arch in wheel.arches}
-    wanted |= {arch.sm.replace("sm_", "compute_") for arch in wheel.arches if arch.ptx}
+    wanted = {name for arch in wheel.arches for name in arch.code}
+    extra: set[str] = set()
+    if wheel.package == "torch":
+        version = wheel.version.partition("+")[0]
+        extra = {arch.sm for arch in extra_arches(version, wheel.arches)}
     compiled = {
         file: set(names) for file, names in code.items() if file.startswith(f"{wheel.package}/")
     }
     listed = ", ".join(sorted(set().union(*compiled.values()))) if compiled else "none"
-    if set().union(*compiled.values()) != wanted:
+    if not wanted <= set().union(*compiled.values()) <= wanted | extra:
         yield Problem(
             f"GPU code of {wheel.package}",
             listed,

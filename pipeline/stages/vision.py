@@ -34,14 +34,14 @@ def vision_wheel(
 
 def variables(spec: WheelSpec) -> dict[str, str]:
     """Return the environment of the build, which torch's cpp_extension reads as well."""
-    gcc = spec.toolchain.gcc
-    return dict(spec.flags) | {
+    gcc, flags = spec.toolchain.gcc, dict(spec.flags)
+    return flags | {
         # One word each, or setuptools takes the compiler for a flag: these are ccache itself.
         "CC": f"/usr/lib/ccache/gcc-{gcc}",
         "CXX": f"/usr/lib/ccache/g++-{gcc}",
         "PYTORCH_NVCC": _NVCC,
         # Else nvcc gets the CC of above, and ccache would run inside of ccache.
-        "NVCC_FLAGS": f"-ccbin=g++-{gcc}",
+        "NVCC_FLAGS": f"-ccbin=g++-{gcc} {flags['NVCC_FLAGS']}",
         "FORCE_CUDA": "1",  # or there is no CUDA in it, for there is no GPU here
         "TORCH_CUDA_ARCH_LIST": spec.arch_list,
         "BUILD_VERSION": spec.version,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from dagger import Container, Directory
 
+from pipeline.compat.flags import FATBIN
 from pipeline.spec import ImageSpec, SourceSpec, TorchSpec, WheelSpec
 from pipeline.stages.inputs import Inputs
 from pipeline.stages.magma import magma
@@ -91,7 +92,8 @@ def torch_stages(
     made = None
     if wheel.magma and wheel.magma.source.kind != "apt":
         magma_source = _source(base, wheel, wheel.magma.source, inputs)
-        made = magma(tools, magma_source, wheel.magma, wheel.arches, inputs.compiling)
+        flags = dict(wheel.flags).get("TORCH_NVCC_FLAGS", FATBIN)
+        made = magma(tools, magma_source, wheel.magma, wheel.arches, flags, inputs.compiling)
         stages = {"magma-source": magma_source, "magma": made}
     ready = torch_tools(tools, wheel, made)
     return stages, ready, _source(base, wheel, wheel.source, inputs)
@@ -131,15 +133,15 @@ def _fetch(
     fetcher = installer
     if not spec.python_from_distribution:
         fetcher = python_install(installer, spec, uv_binary(installer), inputs)
-    download = _download(spec)
     for number, directory in enumerate(compiled):
         fetcher = fetcher.with_mounted_directory(f"{_COMPILED}{number}", directory)
-        download += ["--find-links", f"{_COMPILED}{number}"]
-    return (
-        fetcher.with_(inputs.network.for_torch)
-        .with_exec([*download, *pins, *torch.constraints])
-        .with_(inputs.network.out_of)
-    )
+    own = {f"{wheel.package}=={wheel.version}" for wheel in torch.compiled}
+    wanted = [*(pin for pin in pins if pin not in own), *torch.constraints]
+    download = [*_download(spec), *wanted]
+    if compiled:
+        # By their paths: PyTorch's index has wheels of the very same version.
+        download = ["sh", "-ec", f'exec "$@" {_COMPILED}*/*.whl', "download", *download]
+    return fetcher.with_(inputs.network.for_torch).with_exec(download).with_(inputs.network.out_of)
 
 
 def _download(spec: ImageSpec) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dagger import dag
 
 from pipeline import caches, reqs
 from pipeline.plan import plan
@@ -309,11 +310,15 @@ def test_a_stage_stands_on_what_the_plan_says_it_needs(name: str) -> None:
 
 
 def test_the_probe_is_mounted_and_knows_whether_there_is_torch(built: Built) -> None:
-    probed = verify.probe(built.image, built.spec)
+    lister = dag.file("cuobjdump", "")
+    probed = verify.probe(built.image, built.spec, lister)
     *_, mount, command = chain(probed)
     assert mount.name == "withMountedFile"
     assert objects(mount)
     assert command.args["args"][:2] == ["/opt/venv/bin/python", mount.args["path"]]
     asked = [it for it in command.args["args"] if it.startswith("--")]
     torch = [] if built.spec.torch is None else ["--torch"]
-    assert asked == [*torch, *(["--code"] if built.spec.compiled else [])]
+    (where,) = [args["path"] for args in calls(probed, "withMountedFile")
+                if args["source"] is lister] or [""]  # fmt: skip
+    assert bool(where) == bool(built.spec.compiled)
+    assert asked == [*torch, *([f"--code={where}"] if where else [])]

@@ -25,6 +25,7 @@ OWN_MAGMA = COMPILED | {"magma_source": "archive"}
 VISION_ONLY = {"vision_source": "git", "pytorch_version_tag": "v2.6.0", "cca": "8.6"}
 PASSWORD = "hunter2"  # noqa: S105 - to look for
 PROGRAM = "/run/compile.py"
+COMPILED_FOLDERS = "/mnt/compiled"
 MOUNTS = ("withMountedDirectory", "withMountedFile", "withMountedCache")
 
 
@@ -121,15 +122,25 @@ def test_jobs_and_deadline_are_not_in_the_engines_cache_key() -> None:
         ]
 
     cache = limited().cache
+    # The names of volatile variables are in the key, so they are there without a value, too.
+    assert {
+        args["name"]
+        for args in calls(
+            stages(COMPILED, compiling=Compiling())["torch-wheel"], "withVolatileVariable"
+        )
+    } == set(LIMITS)
     assert keyed(limited()) == keyed(Compiling("", 0, cache)) == keyed(Compiling("9", 1, cache))
 
 
 def test_the_address_of_the_cache_is_a_secret_and_nothing_else() -> None:
     it = stages(OWN_MAGMA)
     for stage in ("magma", "torch-wheel", "torchvision-wheel"):
-        (given,) = calls(it[stage], "withSecretVariable")
-        assert given["name"] == "CCACHE_REMOTE_STORAGE"
-        assert chain(given["secret"])[-1].args["name"] == "cresset-compiler-cache"
+        given = calls(it[stage], "withSecretVariable")
+        # By its name of today and by that of ccache 4.5.
+        names = ["CCACHE_REMOTE_STORAGE", "CCACHE_SECONDARY_STORAGE"]
+        assert [args["name"] for args in given] == names
+        for args in given:
+            assert chain(args["secret"])[-1].args["name"] == "cresset-compiler-cache"
     holders = {
         field.name
         for field in everything(*it.values())
@@ -140,7 +151,7 @@ def test_the_address_of_the_cache_is_a_secret_and_nothing_else() -> None:
 
 def test_without_a_shared_cache_there_is_still_the_engines_own() -> None:
     it = stages(COMPILED, compiling=Compiling())["torch-wheel"]
-    assert calls(it, "withSecretVariable", "withVolatileVariable") == []
+    assert calls(it, "withSecretVariable") == []
     assert caches.COMPILER in {args["path"] for args in calls(it, "withMountedCache")}
 
 
@@ -200,7 +211,9 @@ def test_the_build_of_torch_is_told_what_the_spec_says() -> None:
 def test_the_build_of_torchvision_is_told_what_the_spec_says() -> None:
     it, made = build(COMPILED)
     environment = variables(made["torchvision-wheel"])
-    assert dict(it.compiled[1].flags).items() <= environment.items()
+    flags = dict(it.compiled[1].flags)
+    assert flags.pop("NVCC_FLAGS") in environment["NVCC_FLAGS"]
+    assert flags.items() <= environment.items()
     assert environment["TORCH_CUDA_ARCH_LIST"] == "7.5;8.6+PTX"
     assert (environment["BUILD_VERSION"], environment["PYTORCH_VERSION"]) == (
         "0.21.0+cu124",
@@ -332,10 +345,9 @@ def test_torchvision_is_compiled_against_the_torch_it_will_run_with() -> None:
     assert install[-1] == "torch==2.6.0+cu124"
     assert "--no-index" in install
     *_, download = execs(wheels)
-    found = [download[i + 1] for i, word in enumerate(download) if word == "--find-links"]
-    assert found == [mounted(wheels, it["torch-wheel"])]
-    assert "torch==2.6.0+cu124" in download
-    assert not any("torchvision" in word for word in download)
+    assert mounted(wheels, it["torch-wheel"]).startswith(COMPILED_FOLDERS)
+    assert f"{COMPILED_FOLDERS}*/*.whl" in download[2]
+    assert not any(word.startswith("torch") for word in download)
     # What runs is what it was compiled against: the same wheels, and nothing fetched again.
     before = [args["source"] for args in calls(it["wheels"], "withDirectory")]
     assert [len(chain(args)) for args in before] == [len(chain(wheels))]
@@ -346,21 +358,19 @@ def test_torchvision_alone_is_compiled_against_the_official_torch() -> None:
     assert not [name for name in it if name.startswith(("torch-", "magma"))]
     *_, install = execs(it["torchvision-tools"])
     assert install[-1] == "torch==2.6.0"
-    downloads = [command for command in execs(it["wheels"]) if "download" in command]
-    assert any("torch==2.6.0" in command for command in downloads)
-    assert any("torchvision==0.21.0+cu124" in command for command in downloads)
+    downloads = [command for command in execs(it["wheels"]) if "torch==2.6.0" in command]
+    assert any(f"{COMPILED_FOLDERS}*/*.whl" in command[2] for command in downloads)
 
 
 @pytest.mark.parametrize("settings", [COMPILED, VISION_ONLY], ids=["both", "torchvision"])
-def test_compiled_wheels_are_found_before_the_index_is_asked(settings: dict[str, str]) -> None:
+def test_compiled_wheels_are_taken_by_their_paths(settings: dict[str, str]) -> None:
+    # An index may have wheels of the very same version, as PyTorch's own has.
     it, made = build(settings)
     wheels = made["wheels"]
-    folders = [mounted(wheels, made[f"{wheel.package}-wheel"]) for wheel in it.compiled]
-    assert it.torch is not None
-    (download,) = [command for command in execs(wheels) if it.torch.pins[1] in command]
-    found = [download[i + 1] for i, word in enumerate(download) if word == "--find-links"]
-    assert found == folders
-    assert it.torch.pins[0] in download
+    for wheel in it.compiled:
+        assert mounted(wheels, made[f"{wheel.package}-wheel"]).startswith(COMPILED_FOLDERS)
+    (download, *_) = [command for command in execs(wheels) if COMPILED_FOLDERS in str(command)]
+    assert not any(f"{wheel.package}=={wheel.version}" in download for wheel in it.compiled)
 
 
 def test_each_wheel_is_checked_where_all_it_needs_is_installed() -> None:
@@ -374,7 +384,7 @@ def test_each_wheel_is_checked_where_all_it_needs_is_installed() -> None:
         *_, mount, probe = chain(verify.probe_wheel(check, wheel))
         assert mount.name == "withMountedFile"
         assert objects(mount)
-        asked = {"--torch", "--code"} | ({"--no-vision"} if pins == 1 else set())
+        asked = {"--torch", "--code=cuobjdump"} | ({"--no-vision"} if pins == 1 else set())
         assert probe.args["args"][0] == f"{TOOLS}/bin/python"
         assert {word for word in probe.args["args"] if word.startswith("--")} == asked
 
@@ -383,7 +393,7 @@ def test_wheels_from_an_index_need_nothing_that_compiles() -> None:
     it = stages({"pytorch_version_tag": "v2.6.0", "cca": "8.6"})
     assert not [name for name in it if name.endswith(("-wheel", "-check", "-source"))]
     assert "toolchain" not in it
-    assert not any("--find-links" in command for command in execs(it["wheels"]))
+    assert COMPILED_FOLDERS not in str(execs(it["wheels"]))
 
 
 # The wheel store

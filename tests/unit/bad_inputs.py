@@ -158,7 +158,7 @@ TABLE: tuple[Bad, ...] = (
         ("1 mistake", "TORCH_REF='main'", "127.0.0.1 port 1", "check the URL")),
     Bad("a source package of another release", f"{COMPILE} --torch-source apt "
         "--pytorch-version-tag v2.5.1", ("1 mistake", "TORCH_SOURCE='apt'", "pytorch 2.5.1",
-        "debian 13 with 2.6.0", "set TORCH_SOURCE=git")),
+        "debian 13 with 2.6.0", "set PYTORCH_VERSION_TAG=v2.6.0")),
     flag("magma-release", "two", "not a version number", "2.9.0"),
     Bad("an old MAGMA", f"{COMPILE} --magma-release 2.7.2",
         ("1 mistake", "MAGMA_RELEASE='2.7.2'", "no row", "set MAGMA_RELEASE=2.9.0")),
@@ -179,7 +179,7 @@ TABLE: tuple[Bad, ...] = (
           (f"TORCH_FLAGS='{flags}'", "NAME=value words"))
       for flags in ("USE_CUDA", "use_cuda=1", "-DUSE_CUDA=1")),
     flag("max-jobs", "many", "not a number", "a number such as 8"),
-    *(flag("cache-url", url, "not a URL of a cache", "redis://host:6379")
+    *(flag("cache-url", url, "not a cache that ccache or Cresset speaks", "redis://host:6379")
       for url in ("memcached://host", "s3://", "ccache")),
     *(Bad(f"deadline {time}", f"{verb} --deadline {time}",
           (f"--deadline='{time}'", "not a time from now", "170m, 5h or 5h30m"))

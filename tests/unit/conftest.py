@@ -38,7 +38,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, args: Any, *rest: Any, **named: Any) -> None:
             ours = list(args)[:2] == [sys.executable, "-c"]
             missing = os.environ.get("PATH") != PATH and shutil.which(args[0]) is None
-            if not (ours or missing or _git_at_home(args)):
+            if not (ours or missing or _git_at_home(args, named.get("env") or {})):
                 pytest.fail(f"a real call: {args!r}")
             super().__init__(args, *rest, **named)
 
@@ -51,12 +51,12 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, name, refuse(f"os.{name}"))
 
 
-def _git_at_home(args: Any) -> bool:
+def _git_at_home(args: Any, environment: Any) -> bool:
     """Say whether a command is git's, and every server in it is of this machine."""
     program, *rest = (str(arg) for arg in args)
-    if rest[:1] == ["-c"]:
-        # With a mirror, that is what is reached.
-        rest = [rest[1].removeprefix("url.").partition(".insteadOf=")[0]]
+    # With a mirror, that is what is reached.
+    mirrors = [it for name, it in environment.items() if name.startswith("GIT_CONFIG_KEY_")]
+    rest = [it.removeprefix("url.").removesuffix(".insteadOf") for it in mirrors] or rest
     return program == "git" and all("127.0.0.1" in arg for arg in rest if "://" in arg)
 
 

@@ -370,6 +370,7 @@ def test_the_source_package_that_debian_has() -> None:
     found = source.apt_source(dist("debian"), "pytorch", "2.6.0")
     assert not isinstance(found, Problem)
     assert (found.kind, found.location) == ("apt", "pytorch")
+    assert found.ref.startswith("2.6.0+dfsg-")
 
 
 # MAGMA

@@ -116,7 +116,7 @@ def test_it_says_what_is_compiled_from_what() -> None:
     assert makes["magma"] == "MAGMA 2.9.0 for 8.6"
     assert "magma-2.9.0.tar.gz at ff77fd3726b3" in makes["magma-source"]
     assert "https://github.com/pytorch/pytorch.git at v2.6.0" in makes["torch-source"]
-    assert makes["torch-wheel"] == "torch 2.6.0+cu124 for 8.6"
+    assert makes["torch-wheel"] == "torch 2.6.0+cu124 for 8.6, MAGMA 2.9.0"
     assert makes["torchvision-source"] == f"source by git: https://git.invalid/v at {'1' * 40}"
 
 

@@ -35,6 +35,9 @@ GOOD: dict[str, Any] = {
         "mkl": True,
         "magma": True,
         "cudnn": 90100,
+        "lapack": True,
+        "nccl": True,
+        "gloo": True,
         "config": "PyTorch built with: BLAS_INFO=mkl, USE_CUDNN=ON",
         "tensor_op": "ok",
         "vision_op": "ok",
@@ -46,7 +49,9 @@ GOOD: dict[str, Any] = {
 }
 
 # What only a compiled wheel is asked for.
-OF_WHEELS = {"git", "magma", "cudnn", "config", "code", "missing"}
+OF_WHEELS = {
+    "git", "magma", "cudnn", "config", "code", "missing", "lapack", "nccl", "gloo",
+}  # fmt: skip
 
 
 def problems(**wrong: Any) -> list[str]:
@@ -187,6 +192,9 @@ WRONG_IN_WHEELS: list[tuple[str, Any, list[str]]] = [
     ("config", "BLAS_INFO=open", ["MKL='not in it'", "allowed: in it"]),
     ("cudnn", None, ["cuDNN='not in it'", "allowed: in it"]),
     ("magma", False, ["MAGMA='not in it'", "allowed: in it"]),
+    ("lapack", False, ["LAPACK='not in it'", "allowed: in it"]),
+    ("nccl", False, ["NCCL='not in it'", "allowed: in it"]),
+    ("gloo", False, ["gloo='not in it'", "allowed: in it"]),
     ("git", "0" * 40, ["torch's git commit", "0" * 40]),
 ]  # fmt: skip
 
@@ -238,6 +246,23 @@ def test_gpu_code_is_what_was_asked_for_and_no_more(cca: str, code: list[str]) -
             assert len(of_wheel(wheel=wheel, code=wrong, magma=False)) == 1, other
 
 
+def test_what_torch_compiles_for_besides_is_no_mistake() -> None:
+    it = spec(
+        pytorch_version_tag="v2.7.0", cca="8.6 9.0", build_mode="include", linux_distro="ubuntu"
+    )
+    torch, vision = it.compiled
+    version: dict[str, Any] = {"version": "2.7.0+cu126", "vision": "0.22.0+cu126"}
+    asked = ["sm_86", "sm_90"]
+    for code in (asked, [*asked, "sm_89"], [*asked, "sm_89", "sm_90a"]):
+        assert of_wheel(wheel=torch, code={"torch/lib/libtorch_cuda.so": code}, **version) == []
+    for code in (["sm_86", "sm_89"], [*asked, "sm_80"], [*asked, "sm_100a"]):
+        wrong = {"torch/lib/libtorch_cuda.so": code}
+        assert len(of_wheel(wheel=torch, code=wrong, **version)) == 1
+    # torchvision has no such files.
+    wrong = {"torchvision/_C.so": [*asked, "sm_89"]}
+    assert len(of_wheel(wheel=vision, code=wrong, **version)) == 1
+
+
 def test_a_file_of_torch_may_lack_an_architecture_that_others_have() -> None:
     it = spec(pytorch_version_tag="v2.6.0", cca="7.5 8.6", build_mode="include", magma_source="off")
     # Flash attention has no code for 7.5.
@@ -266,18 +291,24 @@ def test_what_torch_lacks_is_not_torchvisions_fault() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "facts"),
+    ("settings", "facts"),
     [
-        ("USE_CUDNN=0", {"cudnn": None}),
-        ("USE_MAGMA=0", {"magma": False}),
-        ("BLAS=OpenBLAS", {"config": "BLAS_INFO=open"}),
+        ({"torch_flags": "USE_CUDNN=OFF"}, {"cudnn": None}),
+        ({"torch_flags": "USE_NCCL=0"}, {"nccl": False}),
+        ({"torch_flags": "USE_DISTRIBUTED=0"}, {"nccl": False, "gloo": False}),
+        ({"magma_source": "off"}, {"magma": False}),
+        ({"mkl_mode": "exclude"}, {"config": "BLAS_INFO=open"}),
     ],
+    ids=str,
 )
-def test_what_is_switched_off_on_purpose_is_not_missed(flags: str, facts: dict[str, Any]) -> None:
-    it = spec(pytorch_version_tag="v2.6.0", cca="8.6", build_mode="include", torch_flags=flags)
+def test_what_is_switched_off_on_purpose_is_not_missed(
+    settings: dict[str, str], facts: dict[str, Any]
+) -> None:
+    it = spec(**{"pytorch_version_tag": "v2.6.0", "cca": "8.6", "build_mode": "include"} | settings)
     assert of_wheel(wheel=it.compiled[0], **facts) == []
-    (said,) = of_wheel(wheel=it.compiled[0])
-    assert "='in it'" in said
+    said = of_wheel(wheel=it.compiled[0])
+    assert len(said) == len(facts)
+    assert all("in it'" in line for line in said)
 
 
 def test_a_tag_is_no_commit_to_compare() -> None:
@@ -311,4 +342,9 @@ def test_the_proof_names_the_code_of_the_wheels_own_files() -> None:
     said = verify.proof(COMPILED.compiled[0], facts)
     assert "torch/lib/libtorch_cuda.so sm_86" in said
     assert "torchvision" not in said
-    assert "torchvision/_C.so sm_86" in verify.proof(COMPILED.compiled[1], facts)
+    assert said.endswith(f"; git commit {GOOD['torch']['git']}")
+    of_vision = verify.proof(COMPILED.compiled[1], facts)
+    assert "torchvision/_C.so sm_86" in of_vision
+    assert "commit" not in of_vision
+    facts = {"torch": GOOD["torch"] | {"code": CODE, "git": "Unknown"}}
+    assert "commit" not in verify.proof(COMPILED.compiled[0], facts)

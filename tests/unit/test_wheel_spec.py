@@ -116,6 +116,8 @@ def test_no_two_wheels_share_a_key() -> None:
         {"torch_source": "git", "vision_source": "git", "magma_source": "auto"},
         {"cuda_source": "apt"},
         {"cuda_version": "12.4"},
+        {"deb_old": "http://deb.debian.org", "deb_new": "http://mirror.invalid"},
+        {"base_source": "bootstrap"},
     ],
     ids=str,
 )
@@ -226,7 +228,8 @@ def test_where_each_kind_of_source_comes_from(tmp_path: Path) -> None:
     tarball = {"torch_source": "archive", "torch_url": "x.tar.gz", "torch_sha256": SHA256}
     assert source(0, **tarball) == SourceSpec(kind="archive", location="x.tar.gz", sha256=SHA256)
     assert source(torch_source="apt") == SourceSpec(kind="apt", location="pytorch")
-    assert source(1, vision_source="apt") == SourceSpec(kind="apt", location="pytorch-vision")
+    apt = SourceSpec(kind="apt", location="pytorch-vision", ref="0.21.0-3")
+    assert source(1, vision_source="apt") == apt
     folder = tree(tmp_path / "torch")
     found = source(torch_source="path", torch_url=str(folder))
     assert (found.kind, found.location, len(found.sha256)) == ("path", str(folder), 64)
@@ -440,5 +443,71 @@ def test_what_is_linked_is_what_the_flags_say() -> None:
 
 def test_flags_of_torch_do_not_reach_torchvision() -> None:
     _, vision = wheels(torch_flags="USE_GLOO=0")
-    assert dict(vision.flags) == vision_flags()
-    assert vision_flags()["TORCHVISION_USE_JPEG"] == vision_flags()["TORCHVISION_USE_PNG"] == "1"
+    own = vision_flags(compress=False)
+    assert dict(vision.flags) == own
+    assert own["TORCHVISION_USE_JPEG"] == own["TORCHVISION_USE_PNG"] == "1"
+
+
+def test_gpu_code_is_compressed_for_size_where_nvcc_can() -> None:
+    on = {"linux_distro": "ubuntu", "pytorch_version_tag": "v2.7.0"}
+    for cuda, does in (("12.6", False), ("12.8", True)):
+        torch, vision = wheels(**on, cuda_version=cuda)
+        assert ("-compress-mode=size" in dict(torch.flags).get("TORCH_NVCC_FLAGS", "")) is does
+        assert ("-compress-mode=size" in dict(vision.flags)["NVCC_FLAGS"]) is does
+
+
+@pytest.mark.parametrize(
+    ("flag", "setting"),
+    [
+        ("TORCH_CUDA_ARCH_LIST=8.0", "CCA"),
+        ("USE_MAGMA=1", "MAGMA_SOURCE"),
+        ("BLAS=OpenBLAS", "MKL_MODE"),
+        ("MAX_JOBS=3", "MAX_JOBS"),
+        ("PYTORCH_BUILD_VERSION=9", "PYTORCH_VERSION_TAG"),
+    ],
+)
+def test_a_flag_that_has_a_setting_is_refused(flag: str, setting: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        wheels(torch_flags=flag)
+    (problem,) = refused.value.problems
+    assert (problem.field, problem.value) == ("TORCH_FLAGS", flag)
+    assert f"set {setting}" in problem.next_step
+
+
+def test_the_words_of_cmake_for_a_switch_are_one_flag() -> None:
+    assert len({keys(torch_flags=f"USE_KINETO={word}") for word in ("0", "OFF", "False")}) == 1
+
+
+def test_the_order_of_architectures_makes_no_other_wheel() -> None:
+    for one, other in (("7.5 8.6", "8.6;7.5"), ("8.6+PTX", "8.6 8.6+PTX"), ("Turing", "7.5+PTX")):
+        assert keys(cca=one) == keys(cca=other)
+
+
+@pytest.mark.parametrize(
+    ("part", "ref", "setting"),
+    [
+        ("torch", "v2.5.1", "PYTORCH_VERSION_TAG=v2.5.1"),
+        ("torch", "v2.7.0-rc1", "PYTORCH_VERSION_TAG=v2.7.0"),
+        ("vision", "v0.20.1", "TORCHVISION_VERSION_TAG=v0.20.1"),
+    ],
+)
+def test_the_tag_of_one_release_is_not_built_as_another(part: str, ref: str, setting: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        wheels(**{f"{part}_ref": ref})
+    (problem,) = refused.value.problems
+    assert problem.field == f"{part.upper()}_REF"
+    assert problem.next_step == f"set {setting}"
+
+
+def test_torchvision_alone_is_held_to_what_compiles() -> None:
+    alone = {"build_mode": "exclude", "vision_source": "git"}
+    for wrong in ({"cca": "12.0f"}, {"cca": "12.0"}, {"cca": "3.5"}):
+        with pytest.raises(ConfigError) as refused:
+            wheels(**alone | wrong)
+        assert {problem.field for problem in refused.value.problems} == {"CCA"}
+
+
+def test_a_python_that_the_build_tools_lack_is_refused() -> None:
+    with pytest.raises(ConfigError) as refused:
+        wheels(python_version="3.9")
+    assert {problem.field for problem in refused.value.problems} == {"PYTHON_VERSION"}

@@ -29,7 +29,8 @@ CPP, CUDA, FLASH = 1.5e9, 4e9, 5.3e9
 
 STEP = re.compile(r"\[(\d+)/(\d+)\]")
 KILLED = re.compile(
-    r"Killed signal terminated program|\bKilled\b|out of memory allocating", re.IGNORECASE
+    r"Killed signal terminated program|died due to signal 9|\bKilled\b|out of memory allocating",
+    re.IGNORECASE,
 )
 
 
@@ -115,6 +116,8 @@ def run(command, jobs):
     state["code"] = process.wait()
     if timer:
         timer.cancel()
+    # One that was done by then has lost nothing.
+    state["stopped"] = state["stopped"] and state["code"] != 0
     state["killed"] = state["killed"] or oom_kills() > kills
     return state
 

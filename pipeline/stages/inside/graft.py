@@ -51,13 +51,16 @@ def tool(name, *arguments):
 
 
 def libraries(tree):
-    """Return the wheel's own shared libraries and programs, not those copied into it."""
+    """Return the shared libraries and programs in the wheel, those copied into it too.
+
+    MAGMA and gloo are among those, and link CUDA's libraries themselves.
+    """
     found = []
     for top, _, files in os.walk(tree):
         for file in files:
             path = os.path.join(top, file)
             with open(path, "rb") as content:
-                if content.read(4) == b"\x7fELF" and ".libs" not in top:
+                if content.read(4) == b"\x7fELF":
                     found.append(path)
     return found
 

@@ -4,6 +4,7 @@ Mounted for one exec and never part of the image. It states facts and judges not
 keeps to the standard library, whatever the version of Python.
 """
 
+import base64
 import glob
 import json
 import os
@@ -12,6 +13,8 @@ import stat
 import sys
 
 CACHES = ("~/.cache/pip", "~/.cache/uv")
+# One pixel.
+WEBP = b"UklGRiQAAABXRUJQVlA4IBgAAAAwAQCdASoBAAEAAwA0JaQAA3AA/vuUAAA="
 COMPILERS = ("cc", "gcc", "g++", "c++", "clang", "nvcc", "cicc", "ptxas")
 
 
@@ -94,6 +97,9 @@ def torch_facts():
         "arches": torch._C._cuda_getArchFlags().split() if torch.version.cuda else [],
         "mkl": torch.backends.mkl.is_available(),
         "magma": torch.cuda.has_magma,
+        "lapack": torch._C.has_lapack,
+        "nccl": distributed(torch, "nccl"),
+        "gloo": distributed(torch, "gloo"),
         "cudnn": torch.backends.cudnn.version() if torch.version.cuda else None,
         "config": torch.__config__.show(),
         "tensor_op": check(lambda: tensor_op(torch)),
@@ -105,11 +111,18 @@ def torch_facts():
         facts["vision"] = torchvision.__version__
         facts["vision_op"] = check(lambda: vision_op(torch, torchvision))
         facts["image_codecs"] = check(lambda: image_codecs(torch, torchvision))
-    if "--code" in sys.argv:
+    tools = [it.partition("=")[2] for it in sys.argv if it.startswith("--code=")]
+    if tools:
         binaries = own_binaries(folder)
-        facts["code"] = device_code(folder, binaries)
+        facts["code"] = device_code(tools[0], folder, binaries)
         facts["missing"] = missing_libraries(binaries)
     return facts
+
+
+def distributed(torch, backend):
+    """Say whether torch was built with a backend of torch.distributed."""
+    there = torch.distributed.is_available()
+    return there and getattr(torch.distributed, "is_%s_available" % backend, lambda: False)()
 
 
 def own_binaries(folder):
@@ -127,14 +140,9 @@ def own_binaries(folder):
     return sorted(found)
 
 
-def device_code(folder, binaries):
-    """Map each binary with GPU code to its architectures, as cuobjdump lists them.
-
-    Triton brings a cuobjdump along; else it is the toolchain's.
-    """
-    tools = glob.glob(os.path.join(folder, "triton/backends/nvidia/bin/cuobjdump"))
-    tool = shutil.which("cuobjdump") or (tools[0] if tools else None)
-    if tool is None:
+def device_code(tool, folder, binaries):
+    """Map each binary with GPU code to its architectures, as cuobjdump lists them."""
+    if shutil.which(tool) is None:
         return None
     code = {}
     for path in binaries:
@@ -182,11 +190,20 @@ def image_codecs(torch, torchvision):
     if not torch.equal(io.decode_png(io.encode_png(picture)), picture):
         return "a PNG is not what it was before it was encoded"
     shape = tuple(io.decode_jpeg(io.encode_jpeg(picture)).shape)
-    return "ok" if shape == (3, 8, 8) else "a JPEG of 3x8x8 is decoded as %r" % (shape,)
+    if shape != (3, 8, 8):
+        return "a JPEG of 3x8x8 is decoded as %r" % (shape,)
+    if hasattr(io, "decode_webp"):  # torchvision 0.20 and newer
+        dot = torch.tensor(list(base64.b64decode(WEBP)), dtype=torch.uint8)
+        shape = tuple(io.decode_webp(dot).shape)
+        if shape != (3, 1, 1):
+            return "a WebP of 3x1x1 is decoded as %r" % (shape,)
+    return "ok"
 
 
 def gpu(torch, torchvision):
     """Run a kernel, a solve (by MAGMA where torch uses it) and torchvision's nms on the GPU."""
+    if torch.cuda.has_magma:
+        torch.backends.cuda.preferred_linalg_library("magma")
     left = torch.eye(64, device="cuda", dtype=torch.float64) * 2
     solved = torch.linalg.solve(left, torch.ones(64, 1, device="cuda", dtype=torch.float64))
     if not torch.allclose(solved, torch.full_like(solved, 0.5)):
