@@ -18,6 +18,7 @@ from pipeline.settings import Settings
 from pipeline.spec import (
     Arch,
     BaseSpec,
+    ImageSpec,
     MagmaSpec,
     ReqsFile,
     SourceSpec,
@@ -70,6 +71,38 @@ def kind(settings: Settings, part: str) -> str:
 def compiles(settings: Settings) -> bool:
     """Say whether anything is compiled."""
     return any(kind(settings, part) != "index" for part in ("TORCH", "VISION"))
+
+
+_READ_BY = {
+    "URL": ("git", "archive", "path"),
+    "REF": ("git",),
+    "SHA256": ("archive",),
+}
+"""The kinds of source that read a setting of a part."""
+
+
+def unread(settings: Settings, spec: ImageSpec) -> list[str]:
+    """Return what was set and changes nothing here, each with why, for a person to know."""
+    torch = next((it for it in spec.compiled if it.package == "torch"), None)
+    magma = torch.magma.source.kind if torch and torch.magma else "none"
+    kinds = {part: kind(settings, part) for part in ("TORCH", "VISION")} | {"MAGMA": magma}
+    found = {
+        f"{part}_{name}": f"{part}_SOURCE is {how}"
+        for part, how in kinds.items()
+        for name, readers in _READ_BY.items()
+        if how not in readers
+    }
+    if torch is None:
+        found["TORCH_FLAGS"] = "torch is not compiled"
+    if magma == "none":
+        found["MAGMA_RELEASE"] = "torch has no MAGMA that is chosen here"
+    if spec.compiled and not settings.image_flavor:
+        found["CUDNN_VERSION"] = "what is compiled takes the cuDNN of the official wheel"
+    return [
+        f"{name} is set and changes nothing: {why}"
+        for name, why in found.items()
+        if getattr(settings, name.lower())
+    ]
 
 
 def wheel_specs(
@@ -197,6 +230,12 @@ def _of_another_version(settings: Settings, part: str, version: str) -> Problem 
 
 def _git(part: str, url: str, ref: str, resolve: Resolve) -> SourceSpec | Problem:
     """Return a repository at a commit; a release's tag stays, a branch becomes its commit."""
+    if "://" not in url and not re.match(r"[\w.-]+@[\w.-]+:", url):
+        return Problem(
+            f"{part}_URL", url, "is a path, and a repository is fetched by an engine that may run "
+            "anywhere", allowed="https://…, ssh://… or git@host:path",
+            next_step=f"set {part}_SOURCE=path to take a working tree of this machine",
+        )  # fmt: skip
     if _RELEASE_TAG.fullmatch(ref):
         return SourceSpec(kind="git", location=url, ref=ref)
     commit = resolve(url, ref)
@@ -209,8 +248,10 @@ def _git(part: str, url: str, ref: str, resolve: Resolve) -> SourceSpec | Proble
 
 def _archive(part: str, url: str, sha256: str) -> SourceSpec | Problem:
     name = f"{part}_SHA256" if url else f"{part}_URL"
-    if url and sha256:
+    if url and sha256 and "://" in url:
         return SourceSpec(kind="archive", location=url, sha256=sha256)
+    if url and sha256:
+        return _file(part, Path(url).expanduser(), sha256)
     return Problem(
         name,
         "",
@@ -218,6 +259,21 @@ def _archive(part: str, url: str, sha256: str) -> SourceSpec | Problem:
         allowed=f"{part}_URL with a URL or a path, and {part}_SHA256",
         next_step="set both; `sha256sum` prints the hash of a file you trust",
     )
+
+
+def _file(part: str, file: Path, sha256: str) -> SourceSpec | Problem:
+    """Return a tarball of this machine, which is looked at before hours are spent on it."""
+    if not file.is_file():
+        return Problem(
+            f"{part}_URL", str(file), "is no file of this machine",
+            allowed="a tarball's URL, or its path", next_step="check the path",
+        )  # fmt: skip
+    if (found := _sha256(file)) != sha256:
+        return Problem(
+            f"{part}_SHA256", sha256, f"is not the hash of {file}, which is {found}",
+            allowed=found, next_step=f"set {part}_SHA256 to it if you trust the file",
+        )  # fmt: skip
+    return SourceSpec(kind="archive", location=str(file), sha256=sha256)
 
 
 def _path(part: str, url: str) -> SourceSpec | Problem:

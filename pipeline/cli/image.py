@@ -160,7 +160,7 @@ def _until(deadline: str) -> float:
 def _spec(
     flags: dict[str, str], target: str, *, wheels_only: bool = False
 ) -> tuple[Settings, ImageSpec]:
-    from pipeline import settings, validate
+    from pipeline import settings, validate, validate_source
     from pipeline.host import repository
     from pipeline.host.gpu import capabilities
 
@@ -168,7 +168,7 @@ def _spec(
     for note in loaded.notes:
         typer.echo(f"note: {note}", err=True)
     mirror = (loaded.settings.git_old, loaded.settings.git_new)
-    return loaded.settings, validate.image_spec(
+    spec = validate.image_spec(
         loaded.settings,
         target,
         gpus=capabilities,
@@ -176,6 +176,9 @@ def _spec(
         problems=loaded.problems,
         wheels_only=wheels_only,
     )
+    for note in validate_source.unread(loaded.settings, spec):
+        typer.echo(f"note: {note}", err=True)
+    return loaded.settings, spec
 
 
 def _note_driver(spec: ImageSpec) -> None:

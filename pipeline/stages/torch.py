@@ -62,9 +62,11 @@ def torch_tools(tools: Container, spec: WheelSpec, magma: Directory | None = Non
     """Return the toolchain with what this torch needs beside it: MAGMA, and its own libraries."""
     base = spec.toolchain.base
     if spec.source.kind == "apt":
-        # The libraries that are taken out of the source package; of two, the twin for CUDA.
+        # The libraries that are taken out of the source package; of two, the twin for CUDA. Its
+        # CUTLASS is what the matrix products of FP8 and of mixed types are made of.
         tools = apt_build_dep(tools, base, spec.source.location)
-        tools = apt_install(tools, base, ["libgloo-cuda-dev", "libtensorpipe-cuda-dev"])
+        more = ["libcutlass-dev", "libgloo-cuda-dev", "libtensorpipe-cuda-dev"]
+        tools = apt_install(tools, base, more)
         # It depends on a package that fetches cuDNN from NVIDIA while it is installed.
         tools = apt_unpack(tools, base, "libcudnn-frontend-dev")
     if spec.magma and spec.magma.source.kind == "apt":

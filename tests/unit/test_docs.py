@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
+
+import pytest
 
 from tests import readme
 from tests.unit.running import ROOT, checkout, run
@@ -18,6 +21,28 @@ def test_every_make_target_that_the_readme_names_is_there() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"(?:`|^)make ([a-z-]+)", readme.README.read_text(), re.MULTILINE))
     assert named <= targets
+
+
+def examples() -> list[tuple[str, ...]]:
+    """Return the commands of the README that make something, with their arguments."""
+    lines = re.findall(r"^(?:make|python -m pipeline) .*$", readme.README.read_text(), re.MULTILINE)
+    commands = (shlex.split(line, comments=True) for line in lines)
+    return [
+        tuple(command[1:] if command[0] == "make" else command[3:])
+        for command in commands
+        if {"build", "wheels", "plan"} & set(command)
+    ]
+
+
+@pytest.mark.parametrize("command", examples(), ids=" ".join)
+def test_every_example_of_the_readme_is_accepted(command: tuple[str, ...], tmp_path: Path) -> None:
+    settings = dict(word.split("=", 1) for word in command[1:] if re.match("[A-Z_]+=", word))
+    words = [word for word in command if not re.match("[A-Z_]+=", word)]
+    dry = [] if words[0] == "plan" else ["--dry-run"]
+    # A registry would be asked what it has.
+    with checkout(tmp_path / "checkout"):
+        ran = run(*words, *dry, environ=settings | {"WHEEL_STORE": "off"})
+    assert ran.code == 0, ran.err
 
 
 def test_a_shell_completes_verbs_and_settings(tmp_path: Path) -> None:

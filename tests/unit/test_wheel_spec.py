@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -14,8 +15,9 @@ import pytest
 from pipeline.compat.flags import torch_flags, vision_flags
 from pipeline.errors import ConfigError, Problem
 from pipeline.host import repository
+from pipeline.settings import load
 from pipeline.spec import SourceSpec, WheelSpec
-from pipeline.validate_source import unresolved
+from pipeline.validate_source import unread, unresolved
 from tests.unit.running import ROOT
 from tests.unit.specs import arches, spec, spec_in
 
@@ -77,8 +79,16 @@ SHAPING: list[dict[str, str]] = [
     {"torch_ref": COMMIT},
     {"torch_url": "https://git.invalid/pytorch.git"},
     {"torch_source": "apt"},
-    {"torch_source": "archive", "torch_url": "/src/torch.tar.gz", "torch_sha256": SHA256},
-    {"torch_source": "archive", "torch_url": "/src/torch.tar.gz", "torch_sha256": "6" * 64},
+    {
+        "torch_source": "archive",
+        "torch_url": "https://host.invalid/torch.tar.gz",
+        "torch_sha256": SHA256,
+    },
+    {
+        "torch_source": "archive",
+        "torch_url": "https://host.invalid/torch.tar.gz",
+        "torch_sha256": "6" * 64,
+    },
     {"pytorch_version_tag": "v2.5.1"},
     {"python_version": "3.12"},
     {"linux_distro": "ubuntu", "distro_version": "22.04"},
@@ -137,10 +147,18 @@ def test_torchvision_of_another_torch_is_another_wheel_but_not_the_reverse() -> 
     assert of_official != vision
 
 
-def test_the_same_tarball_is_the_same_source_anywhere() -> None:
-    source = {"torch_source": "archive", "torch_sha256": SHA256}
-    here = keys(**source, torch_url="/home/me/torch.tar.gz")
-    there = keys(**source, torch_url="https://me:secret@mirror.invalid/v2.6.0.tar.gz")
+def tarball(folder: Path) -> dict[str, str]:
+    """Make a file that is good enough for a tarball until it is unpacked; return its settings."""
+    file = folder / "torch.tar.gz"
+    file.write_bytes(b"x")
+    sha256 = hashlib.sha256(b"x").hexdigest()
+    return {"torch_source": "archive", "torch_url": str(file), "torch_sha256": sha256}
+
+
+def test_the_same_tarball_is_the_same_source_anywhere(tmp_path: Path) -> None:
+    source = tarball(tmp_path)
+    here = keys(**source)
+    there = keys(**source | {"torch_url": "https://me:secret@mirror.invalid/v2.6.0.tar.gz"})
     assert here == there
 
 
@@ -225,9 +243,12 @@ def test_where_each_kind_of_source_comes_from(tmp_path: Path) -> None:
     assert source(torch_url="git@git.invalid:torch", torch_ref=COMMIT) == SourceSpec(
         kind="git", location="git@git.invalid:torch", ref=COMMIT
     )
-    tarball = {"torch_source": "archive", "torch_url": "x.tar.gz", "torch_sha256": SHA256}
-    assert source(0, **tarball) == SourceSpec(kind="archive", location="x.tar.gz", sha256=SHA256)
-    assert source(torch_source="apt") == SourceSpec(kind="apt", location="pytorch")
+    given = tarball(tmp_path)
+    assert source(0, **given) == SourceSpec(
+        kind="archive", location=given["torch_url"], sha256=given["torch_sha256"]
+    )
+    apt = SourceSpec(kind="apt", location="pytorch", ref="2.6.0+dfsg-7")
+    assert source(torch_source="apt") == apt
     apt = SourceSpec(kind="apt", location="pytorch-vision", ref="0.21.0-3")
     assert source(1, vision_source="apt") == apt
     folder = tree(tmp_path / "torch")
@@ -484,6 +505,31 @@ def test_the_order_of_architectures_makes_no_other_wheel() -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "field", "why"),
+    [
+        ({"torch_url": "gone.tar.gz"}, "TORCH_URL", "is no file of this machine"),
+        ({"torch_sha256": SHA256}, "TORCH_SHA256", "is not the hash of"),
+    ],
+)
+def test_a_tarball_is_looked_at_before_anything_starts(
+    settings: dict[str, str], field: str, why: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        wheels(**tarball(tmp_path) | settings)
+    (problem,) = refused.value.problems
+    assert problem.field == field
+    assert why in problem.why
+
+
+def test_a_repository_on_this_machine_is_no_repository_to_an_engine() -> None:
+    with pytest.raises(ConfigError) as refused:
+        wheels(torch_url="/home/me/pytorch")
+    (problem,) = refused.value.problems
+    assert problem.field == "TORCH_URL"
+    assert "TORCH_SOURCE=path" in problem.next_step
+
+
+@pytest.mark.parametrize(
     ("part", "ref", "setting"),
     [
         ("torch", "v2.5.1", "PYTORCH_VERSION_TAG=v2.5.1"),
@@ -505,6 +551,29 @@ def test_torchvision_alone_is_held_to_what_compiles() -> None:
         with pytest.raises(ConfigError) as refused:
             wheels(**alone | wrong)
         assert {problem.field for problem in refused.value.problems} == {"CCA"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({}, []),
+        ({"build_mode": "exclude", "torch_ref": "main", "torch_flags": "USE_GLOO=0"},
+         ["TORCH_REF", "TORCH_FLAGS"]),
+        ({"torch_source": "apt", "torch_url": "https://git.invalid/t", "torch_sha256": SHA256},
+         ["TORCH_URL", "TORCH_SHA256"]),
+        ({"magma_url": "https://git.invalid/m"}, ["MAGMA_URL"]),
+        ({"magma_source": "git", "magma_url": "https://git.invalid/m"}, []),
+        ({"magma_source": "off", "magma_release": "2.9.0"}, ["MAGMA_RELEASE"]),
+        ({"cudnn_version": "9"}, ["CUDNN_VERSION"]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_set_and_changes_nothing_is_told(
+    settings: dict[str, str], names: list[str]
+) -> None:
+    given = COMPILED | settings
+    told = unread(load(given, environ={}).settings, spec(**given))
+    assert [line.partition(" ")[0] for line in told] == names
 
 
 def test_a_python_that_the_build_tools_lack_is_refused() -> None:
