@@ -26,7 +26,8 @@ COMPILER = "/ccache"
 _HOST: Final = "cresset-cache"
 _PORT: Final = 8377
 # ccache gives up on a connection after 0.1 s by itself, which a tunnel may take.
-_ADDRESS: Final = f"http://{_HOST}:{_PORT}|connect-timeout=5000|operation-timeout=60000"
+_PATIENT: Final = "|connect-timeout=5000|operation-timeout=60000"
+_ADDRESS: Final = f"http://{_HOST}:{_PORT}{_PATIENT}"
 _FOLDER_BYTES: Final = 30_000_000_000
 
 
@@ -64,6 +65,15 @@ def without_apt(container: Container) -> Container:
     return container.without_mount(APT_ARCHIVES).without_mount(APT_LISTS)
 
 
+def address(url: str) -> str:
+    """Return a Redis or HTTP URL as ccache takes it.
+
+    A password without a user is ``redis://:password@host`` to all but ccache, which sends none then
+    (4.11.2: every lookup failed, and nothing said so).
+    """
+    return url.replace("redis://:", "redis://", 1) + _PATIENT
+
+
 @contextlib.asynccontextmanager
 async def objects(url: str, note: Callable[[str], None]) -> AsyncIterator[Secret]:
     """Yield where compiles share their objects, as ccache takes it; a volume alone is lost easily.
@@ -73,7 +83,7 @@ async def objects(url: str, note: Callable[[str], None]) -> AsyncIterator[Secret
     """
     url = url or str(platformdirs.user_cache_path("cresset") / "ccache")
     if urlsplit(url).scheme in {"redis", "http"}:
-        yield dag.set_secret("cresset-compiler-cache", url)
+        yield dag.set_secret("cresset-compiler-cache", address(url))
         return
     with served_objects.serving(url) as served:
         # Reached by its name from every container of the session without being bound to any: a

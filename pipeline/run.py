@@ -77,6 +77,11 @@ class Compiled:
                     "warning: the same source was compiled here before, and few of its CUDA files "
                     "were found again: is the compiler cache full, or another one than then?"
                 )
+            if lost := count.get("unreached", 0):
+                lines.append(
+                    f"warning: the shared compiler cache did not answer {lost} of the {kind} "
+                    "compiles: check the host and the password in CACHE_URL, and its log"
+                )
             if other := count.get("uncacheable", 0):
                 lines.append(f"compiler cache, {kind}: {other} compiles cannot be cached")
         return lines

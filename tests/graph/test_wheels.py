@@ -149,6 +149,19 @@ def test_the_address_of_the_cache_is_a_secret_and_nothing_else() -> None:
     assert holders == {"setSecret"}
 
 
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("redis://:word@host:6379/2", "redis://word@host:6379/2|"),
+        ("redis://me:word@host", "redis://me:word@host|"),
+        ("http://me:word@host/path", "http://me:word@host/path|"),
+    ],
+)
+def test_a_password_without_a_user_is_told_as_ccache_reads_it(url: str, told: str) -> None:
+    assert caches.address(url).startswith(told)
+    assert "connect-timeout" in caches.address(url)
+
+
 def test_without_a_shared_cache_there_is_still_the_engines_own() -> None:
     it = stages(COMPILED, compiling=Compiling())["torch-wheel"]
     assert calls(it, "withSecretVariable") == []

@@ -357,6 +357,15 @@ def test_what_the_compiler_cache_did_is_counted_for_each_kind(tmp_path: Path) ->
     }
 
 
+def test_a_shared_cache_that_does_not_answer_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.c").write_text("int f(void) { return 1; }\n")
+    script = "CCACHE_REMOTE_STORAGE=http://127.0.0.1:1 ccache gcc -c a.c -o a.o"
+    done = compiles(tmp_path, script)
+    assert done.code == 0, done.said
+    assert done.record is not None
+    assert done.record["cache"] == {"c++": {"misses": 1, "unreached": 1}}
+
+
 STATS = """\
 # a.c
 cache_miss

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline import records, store
 from pipeline.records import Record
+from pipeline.run import Compiled
 from pipeline.settings import load
 from pipeline.spec import WheelSpec
 from pipeline.store import Folder, Registry
@@ -113,6 +114,14 @@ def test_half_a_line_at_the_end_costs_no_other() -> None:
     assert records.estimate(torch()) == took(torch(), 1)
     records.keep(took(torch(), 3))
     assert records.estimate(torch()) == took(torch(), 3)
+
+
+def test_a_shared_cache_that_failed_is_told_with_what_to_look_at() -> None:
+    cache = {"c++": {"misses": 9, "unreached": 9}, "cuda": {"hits": 3}}
+    told = Compiled(torch(), "torch.whl", took(torch(), 60), cache).lines()
+    (warning,) = [line for line in told if line.startswith("warning")]
+    assert "did not answer 9 of the c++ compiles" in warning
+    assert "CACHE_URL" in warning
 
 
 def test_a_compile_is_known_by_all_of_its_figures() -> None:

@@ -216,6 +216,8 @@ def hit_rates():
             counts[kind]["misses"] += 1
         elif kind and line in ("unsupported_compiler_option", "called_for_preprocessing"):
             counts[kind]["uncacheable"] += 1
+        elif kind and line in ("remote_storage_error", "remote_storage_timeout"):
+            counts[kind]["unreached"] += 1
     return {kind: dict(count) for kind, count in counts.items() if count}
 
 
