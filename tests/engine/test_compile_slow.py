@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ def machine(checkout: Checkout, state: Path) -> Iterator[Checkout]:
         yield own
     finally:
         own.cresset("engine", "stop")
+        shutil.rmtree(state, ignore_errors=True)  # gigabytes, which pytest would keep
 
 
 @pytest.fixture
@@ -151,12 +153,13 @@ def test_another_machine_takes_the_wheel_from_the_store(
 def test_out_of_memory_is_noticed_and_half_the_jobs_finish(
     checkout: Checkout, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:
+    env = {**VISION, "CACHE_URL": str(tmp_path / "objects")}
     with machine(checkout, tmp_path / "small") as small:
         # Everything up to the compile, which then finds a machine with little memory.
-        ran = small.cresset("wheels", "--deadline", "1s", **VISION)
+        ran = small.cresset("wheels", "--deadline", "1s", **env)
         assert ran.code == 8, ran.err
         memory_limit(small, 2_000_000_000)
-        ran = small.cresset("wheels", "--output", "out", **VISION, MAX_JOBS="4")
+        ran = small.cresset("wheels", "--output", "out", **env, MAX_JOBS="4")
         assert ran.code == 0, ran.err
         assert "killed for memory; once more with 2 jobs" in ran.log
         figure(f"4 jobs in 2 GB were killed, 2 finished: {compile_seconds(ran):.0f} s")

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import caches
 from pipeline.host import objects
 from pipeline.host.objects import Served
 from tests import services
@@ -86,15 +87,20 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-def compile_c(tmp_path: Path, served: Served) -> dict[str, int]:
+def at(served: Served) -> str:
+    """Return the address of a server as ccache takes it."""
+    # The default of 100 milliseconds is for machines that do nothing else.
+    return f"http://127.0.0.1:{served.port}|connect-timeout=10000"
+
+
+def compile_c(tmp_path: Path, remote: str) -> dict[str, int]:
     """Compile a file by ccache with an empty cache of its own; return what ccache counted."""
     own = tmp_path / f"ccache-{time.monotonic_ns()}"
     source = tmp_path / "answer.c"
     source.write_text("int answer(void) { return 42; }\n")
     env = {name: value for name, value in os.environ.items() if not name.startswith("CCACHE_")} | {
         "CCACHE_DIR": str(own),
-        # The default of 100 milliseconds is for machines that do nothing else.
-        "CCACHE_REMOTE_STORAGE": f"http://127.0.0.1:{served.port}|connect-timeout=10000",
+        "CCACHE_REMOTE_STORAGE": remote,
     }
     output = tmp_path / "answer.o"
     output.unlink(missing_ok=True)
@@ -109,16 +115,24 @@ def compile_c(tmp_path: Path, served: Served) -> dict[str, int]:
 def test_ccache_finds_what_another_left(tmp_path: Path) -> None:
     folder = tmp_path / "a folder #1 of 100%"
     with objects.serving(str(folder)) as served:
-        first = compile_c(tmp_path, served)
+        first = compile_c(tmp_path, at(served))
         assert (first["remote_storage_hit"], first["remote_storage_write"]) == (0, 2)
         assert (served.gets, served.hits, served.puts) == (2, 0, 2)
         assert served.bytes_in == sum(files(folder).values()) > 0
     with objects.serving(str(folder)) as served:
-        second = compile_c(tmp_path, served)
+        second = compile_c(tmp_path, at(served))
         assert (second["remote_storage_hit"], second["cache_miss"]) == (1, 0)
         assert (served.gets, served.hits, served.puts) == (2, 2, 0)
         assert served.bytes_out == sum(files(folder).values())
         assert served.broken == ""
+
+
+def test_ccache_finds_what_another_left_in_a_redis_with_a_password(tmp_path: Path) -> None:
+    with services.redis(tmp_path) as url:
+        assert compile_c(tmp_path, caches.address(url))["remote_storage_write"] > 0
+        assert compile_c(tmp_path, caches.address(url))["remote_storage_hit"] > 0
+        # As everybody writes it, ccache would not say who it is.
+        assert compile_c(tmp_path, url)["remote_storage_error"] > 0
 
 
 @pytest.mark.parametrize("size", [0, 1, 8 * MB, 8 * MB + 1, 50 * MB])
@@ -242,7 +256,7 @@ def test_a_compilation_does_without_a_store_that_fails(tmp_path: Path) -> None:
         assert ask(served, "HEAD").status == 503
         assert ask(served, "PUT", body=bytes(20 * MB)).status == 503
         assert ask(served, "DELETE").status == 503
-        assert compile_c(tmp_path, served)["cache_miss"] == 1
+        assert compile_c(tmp_path, at(served))["cache_miss"] == 1
         assert served.broken == f"[Errno 17] File exists: '{tmp_path}/file'"
 
 
@@ -385,11 +399,11 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
 
 def test_ccache_finds_what_another_left_in_a_bucket(tmp_path: Path, bucket: Bucket) -> None:
     with objects.serving("s3://cache/some/prefix") as served:
-        assert compile_c(tmp_path, served)["remote_storage_write"] == 2
+        assert compile_c(tmp_path, at(served))["remote_storage_write"] == 2
     assert all(path.startswith("/cache/some/prefix/") for path in bucket.objects)
     assert all("Credential=somebody/" in signed for _, signed in bucket.asked)
     with objects.serving("s3://cache/some/prefix") as served:
-        assert compile_c(tmp_path, served)["remote_storage_hit"] == 1
+        assert compile_c(tmp_path, at(served))["remote_storage_hit"] == 1
         assert (served.gets, served.hits, served.puts, served.broken) == (2, 2, 0, "")
 
 
@@ -399,7 +413,7 @@ def test_a_bucket_that_refuses_is_told_without_secrets(tmp_path: Path, bucket: B
         "</Message><Token-0>token-and-secret</Token-0></Error>"
     )
     with objects.serving("s3://somebody:login-secret@cache/prefix?key=query-secret") as served:
-        assert compile_c(tmp_path, served)["cache_miss"] == 1
+        assert compile_c(tmp_path, at(served))["cache_miss"] == 1
         assert ask(served, "PUT", body=b"object").status == 503
     assert "403 Forbidden: InvalidToken: The token is wrong." in served.broken
     assert "secret" not in served.broken
