@@ -126,7 +126,7 @@ def test_no_two_wheels_share_a_key() -> None:
         {"torch_source": "git", "vision_source": "git", "magma_source": "auto"},
         {"cuda_source": "apt"},
         {"cuda_version": "12.4"},
-        {"deb_old": "http://deb.debian.org", "deb_new": "http://mirror.invalid"},
+        {"deb_old": "http://archive.invalid", "deb_new": "http://mirror.invalid"},
         {"base_source": "bootstrap"},
     ],
     ids=str,
