@@ -158,11 +158,11 @@ def test_out_of_memory_is_noticed_and_half_the_jobs_finish(
         # Everything up to the compile, which then finds a machine with little memory.
         ran = small.cresset("wheels", "--deadline", "1s", **env)
         assert ran.code == 8, ran.err
-        memory_limit(small, 2_000_000_000)
+        memory_limit(small, 2_500_000_000)
         ran = small.cresset("wheels", "--output", "out", **env, MAX_JOBS="4")
         assert ran.code == 0, ran.err
         assert "killed for memory; once more with 2 jobs" in ran.log
-        figure(f"4 jobs in 2 GB were killed, 2 finished: {compile_seconds(ran):.0f} s")
+        figure(f"4 jobs in 2.5 GB were killed, 2 finished: {compile_seconds(ran):.0f} s")
 
 
 def memory_limit(checkout: Checkout, limit: int) -> None:
