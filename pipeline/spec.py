@@ -140,7 +140,7 @@ class SourceSpec(Frozen):
     @property
     def public_location(self) -> str:
         """Where it lies, without a login that a URL may hold."""
-        return re.sub(r"(?<=://)[^/]*@", "", self.location)
+        return without_login(self.location)
 
     @model_serializer(mode="wrap")
     def _by_content(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -292,6 +292,11 @@ class ImageSpec(Frozen):
         # The wheels hold the same code whichever GPU they are wanted for.
         shaping = self.model_dump(mode="json", exclude={"arches"})
         return _digest(shaping)
+
+
+def without_login(url: str) -> str:
+    """Return a URL without the user and the password in it."""
+    return re.sub(r"(?<=://)[^/]*@", "", url)
 
 
 def sm(arches: Sequence[Arch]) -> str:

@@ -116,7 +116,7 @@ def wheel_specs(
     if kind(settings, "VISION") != "index":
         vision_source = _source(settings, "VISION", wanted.vision, wanted, resolve, problems)
     asked = flags.parse(settings.torch_flags)
-    problems += flags.check(asked)
+    problems += flags.check(asked) if compiles_torch else []
     libraries = _libraries(wanted, problems) if compiles_torch else None
     toolchain = _toolchain(settings, wanted, base, folder, libraries, problems)
     magma, reason = _magma(settings, wanted, resolve, problems) if compiles_torch else (None, "")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 from typing import Final
 
 from pipeline.errors import Problem
 from pipeline.settings import shown
+from pipeline.spec import without_login
 
 _SECONDS: Final = 60
 
@@ -22,8 +22,11 @@ def commit(url: str, ref: str, mirror: tuple[str, str] = ("", "")) -> str | Prob
             next_step="apt-get install -y git, or name a commit",
         )  # fmt: skip
     # By the environment: everybody on the machine may read a command line, which a login may be on.
-    public = re.sub(r"(?<=://)[^/]*@(?!.*://)", "", url) if "://" in url else url
-    rewriting = [it for it in (mirror, (public, url)) if it[1] and it[0] != it[1]]
+    public = without_login(url)
+    old, new = mirror
+    # As where it is fetched: a mirror goes before the login of the place that it stands in for.
+    mirrored = bool(new) and public.startswith(old)
+    rewriting = [(old, new)] if mirrored else [(public, url)] if public != url else []
     environment = {
         **os.environ,
         # A prompt for a password would wait forever where nobody sits.

@@ -323,6 +323,8 @@ def test_a_repository_is_asked_where_a_branch_or_a_tag_stands(ref: str, repo: Pa
     assert repository.commit(str(repo), ref) == head(repo)
     mirror = ("https://git.invalid/", f"{repo.parent}/")
     assert repository.commit("https://git.invalid/repo", ref, mirror) == head(repo)
+    # The mirror knows nothing of a login at the place that it stands in for.
+    assert repository.commit("https://me:secret@git.invalid/repo", ref, mirror) == head(repo)
 
 
 def test_a_branch_that_is_not_there_is_named(repo: Path) -> None:
