@@ -90,6 +90,8 @@ def build(
             await _verify(image, spec, stages.get("installer"), run.inputs)
         with run.report.stage("deliver", in_engine=False), run.translated():
             delivered = await where.deliver(image, spec)
+        if run.unkept:
+            run.report.note(f"delivered: {delivered.ref}")
         return Outcome(
             delivered,
             spec,
@@ -123,7 +125,10 @@ def wheels(spec: ImageSpec, settings: Settings, output: Path, *, deadline: float
             for wheel in spec.compiled
         }
         with run.report.stage("export", in_engine=False), run.translated():
-            return [await _export(finished[wheel.key], output) for wheel in spec.compiled]
+            files = [await _export(finished[wheel.key], output) for wheel in spec.compiled]
+        if run.unkept:
+            run.report.note(f"written: {', '.join(map(str, files))}")
+        return files
 
     return started(work, spec, settings, wheel_plan(spec), image=False, deadline=deadline)
 

@@ -106,7 +106,9 @@ class Run:
     stored: dict[str, Directory]
     compiled: list[Compiled]
     unkept: list[PublishError] = field(default_factory=list)
-    """Why finished wheels are not in the store; raised once they are where they were asked for."""
+    """Why finished wheels are not in the store; raised once they are where they were asked for.
+
+    Standard output stays empty then, as for every error, so the work says where that is."""
 
     def translated(self) -> contextlib.AbstractContextManager[None]:
         """Turn what the SDK raises into errors that say what happened and what to do."""

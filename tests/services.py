@@ -25,7 +25,10 @@ _READY_SECONDS = 20.0
 _CONFIG = """\
 version: 0.1
 log: {{level: warn}}
-storage: {{filesystem: {{rootdirectory: {data}}}, delete: {{enabled: true}}}}
+storage:
+  filesystem: {{rootdirectory: {data}}}
+  delete: {{enabled: true}}
+  maintenance: {{readonly: {{enabled: {readonly}}}}}
 http: {{addr: "127.0.0.1:{port}"}}
 {auth}"""
 
@@ -33,12 +36,16 @@ _AUTH = "auth: {{htpasswd: {{realm: tests, path: {path}}}}}\n"
 
 
 @contextlib.contextmanager
-def registry(folder: Path, *, htpasswd: Path | None = None) -> Iterator[str]:
+def registry(
+    folder: Path, *, htpasswd: Path | None = None, readonly: bool = False
+) -> Iterator[str]:
     """Run Debian's docker-registry with its data in `folder`; yield its ``localhost:port``."""
     port = free_port()
     config = folder / "registry.yml"
     auth = _AUTH.format(path=htpasswd) if htpasswd else ""
-    config.write_text(_CONFIG.format(data=folder / "data", port=port, auth=auth))
+    config.write_text(
+        _CONFIG.format(data=folder / "data", port=port, auth=auth, readonly=str(readonly).lower())
+    )
     log = folder / "registry.log"
     with (
         log.open("wb") as out,

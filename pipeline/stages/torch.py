@@ -40,12 +40,16 @@ _MKL_FOUND_BY = {
 # libraries with a version in their names, which a wheel would hold three times for want of
 # symbolic links, and no search path beside themselves. Then what its debian/rules prepares:
 # googletest beside the source, and the serialization schema by the flatbuffers it compiles with.
+# Last, headers of other packages that torch's own include: without them no extension compiles
+# (torchvision was the first that did not), nor what torch.compile writes for a CPU.
 _FROM_DEBIAN = r"""
 patch -R -p1 < debian/patches/2000-version.patch
 sed -i '/^option(HAVE_SOVERSION/s/ON)/OFF)/' CMakeLists.txt
 sed -i 's/^set(CMAKE_INSTALL_RPATH "")/set(CMAKE_INSTALL_RPATH "$ORIGIN")/' cmake/Dependencies.cmake
 sed 's/a0$//' -i version.txt
 [ -d third_party/googletest ] || cp -r /usr/src/googletest third_party/
+mkdir -p torch/include
+cp -r /usr/include/pybind11 /usr/include/sleef.h torch/include/
 cd torch/csrc/jit/serialization
 flatc --cpp --gen-mutable --scoped-enums mobile_bytecode.fbs
 """

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.engine import local
+from tests import services
 from tests.engine.conftest import Checkout, Ran, new_name
 
 pytestmark = pytest.mark.engine
@@ -119,6 +120,16 @@ def test_without_a_store_the_engine_still_knows_what_it_compiled(checkout: Check
     assert said(ran, "torchvision-wheel: cached")
     assert said(ran, "from the engine's cache")
     assert not said(ran, "compiler cache")
+
+
+def test_a_registry_that_takes_no_wheel_costs_none(checkout: Checkout, tmp_path: Path) -> None:
+    with services.registry(tmp_path, readonly=True) as registry:
+        ran = wheels(checkout, REGISTRY=registry)
+    assert ran.code == 7, ran.err
+    assert ran.out == ""
+    (file,) = (checkout.path / "out").iterdir()
+    assert said(ran, "warning: torchvision is not kept in the wheel store")
+    assert said(ran, f"written: out/{file.name}")
 
 
 def test_one_file_changed_is_one_file_compiled(checkout: Checkout, tree: Path) -> None:

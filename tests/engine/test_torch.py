@@ -5,9 +5,13 @@ Cut off, it goes on where it stopped when it is run again: it uses the machine's
 
 from __future__ import annotations
 
+import re
+import sys
+from collections.abc import Callable
+
 import pytest
 
-from tests.engine.conftest import Checkout
+from tests.engine.conftest import Checkout, Running
 from tests.engine.test_build import in_image
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.hours]
@@ -21,6 +25,21 @@ TORCH = {
     "CCA": "8.6",
 }
 
+# The distribution's source is fetched while it builds, so one file of it is edited there.
+EDITED = """
+from pipeline.__main__ import main
+from pipeline.stages import wheels
+
+def edited(tools, source, *others):
+    line = "int cresset_was_here = 1;"
+    edit = ["sh", "-c", f"echo '{line}' >> /edited/aten/src/ATen/native/Distance.cpp"]
+    source = tools.with_directory("/edited", source).with_exec(edit).directory("/edited")
+    return as_it_is(tools, source, *others)
+
+as_it_is, wheels.torch_wheel = wheels.torch_wheel, edited
+main()
+"""
+
 
 def test_torch_is_compiled_proved_and_in_an_image(checkout: Checkout, repository: str) -> None:
     process = checkout.start("build", "--json", **TORCH, REGISTRY=repository).process
@@ -32,3 +51,19 @@ def test_torch_is_compiled_proved_and_in_an_image(checkout: Checkout, repository
         ref, "import torch, torchvision; print(torch.__version__, torch.cuda.has_magma)"
     )
     assert said.split() == ["2.6.0+cu124", "True"]
+
+
+def test_one_file_of_torch_changed_is_one_file_compiled(
+    checkout: Checkout, figure: Callable[[str], None]
+) -> None:
+    """Runs after the test above, which fills the compiler cache."""
+    command = (sys.executable, "-c", EDITED, "wheels", "--output", "out")
+    env = {**checkout.environment, **TORCH, "WHEEL_STORE": "off"}
+    ran = Running(command, checkout.path, env).end(timeout=7200)
+    assert ran.code == 0, ran.err
+    (torch,) = re.findall(r"^torch-2.*: (\d+ MB in \d+ s, .*)$", ran.err, re.MULTILINE)
+    found = re.findall(r"compiler cache, (\S+): (\d+) of (\d+) hits", ran.err)[:2]
+    rates = {kind: (int(hits), int(total)) for kind, hits, total in found}
+    figure(f"one C++ file of torch changed: {rates}; {torch}; {ran.seconds:.0f} s in all")
+    assert rates["c++"][1] - rates["c++"][0] == 1
+    assert rates["cuda"][1] == rates["cuda"][0]
