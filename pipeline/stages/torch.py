@@ -49,7 +49,7 @@ sed -i 's/^set(CMAKE_INSTALL_RPATH "")/set(CMAKE_INSTALL_RPATH "$ORIGIN")/' cmak
 sed 's/a0$//' -i version.txt
 [ -d third_party/googletest ] || cp -r /usr/src/googletest third_party/
 mkdir -p torch/include
-cp -r /usr/include/pybind11 /usr/include/sleef.h torch/include/
+cp -r /usr/include/pybind11 /usr/include/*/sleef.h torch/include/
 cd torch/csrc/jit/serialization
 flatc --cpp --gen-mutable --scoped-enums mobile_bytecode.fbs
 """
