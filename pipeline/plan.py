@@ -87,7 +87,7 @@ def _compiling(torch: TorchSpec) -> tuple[Step, ...]:
             steps.append(Step("toolchain", makes, ("base",)))
         needs: tuple[str, ...] = ("toolchain",)
         name = wheel.package
-        if wheel.magma and wheel.magma.source.kind != "apt":
+        if wheel.magma and wheel.magma.is_compiled:
             steps += [
                 Step("magma-source", _from(wheel.magma.source), ("base",)),
                 Step("magma", f"MAGMA {wheel.magma.version} for {wheel.arch_list}",

@@ -12,12 +12,39 @@ from typing import TYPE_CHECKING, Any, Final
 import platformdirs
 
 from pipeline.errors import PublishError
-from pipeline.spec import WheelSpec
+from pipeline.spec import WheelSpec, sm
 
 if TYPE_CHECKING:
     from pipeline.store import Store
 
 _KEEP: Final = 200
+
+
+@dataclass(frozen=True)
+class Job:
+    """A compile, as far as records tell one from another."""
+
+    package: str
+    variant: str
+    source: str
+    """What is compiled: the source as it is in the wheel's key."""
+    arches: int
+
+
+def job(wheel: WheelSpec) -> Job:
+    """Return the compile of a wheel."""
+    source = wheel.source.model_dump_json()
+    return Job(wheel.package, wheel.variant, source, len(wheel.arches))
+
+
+def magma_job(wheel: WheelSpec) -> Job | None:
+    """Return the compile of the MAGMA that a wheel links; None where there is none."""
+    if wheel.magma is None or not wheel.magma.is_compiled:
+        return None
+    toolchain = wheel.toolchain
+    cuda = "cu" + toolchain.cuda.replace(".", "")
+    variant = f"magma-{wheel.magma.version}-{cuda}-{sm(wheel.arches)}-{toolchain.base.codename}"
+    return Job("magma", variant, wheel.magma.source.model_dump_json(), len(wheel.arches))
 
 
 @dataclass(frozen=True)
@@ -27,7 +54,6 @@ class Record:
     variant: str
     package: str
     source: str
-    """What was compiled: the source as it is in the wheel's key."""
     arches: int
     seconds: int
     jobs: int
@@ -35,7 +61,7 @@ class Record:
     peak_memory: int
     """Bytes, with page cache, as the kernel counts for the container."""
     size: int
-    """Bytes of the wheel."""
+    """Bytes of the wheel, or of MAGMA's library."""
     hits: int
     """Objects that came from the compiler cache."""
     misses: int
@@ -46,14 +72,11 @@ def path() -> Path:
     return platformdirs.user_state_path("cresset") / "compiles.jsonl"
 
 
-def record(wheel: WheelSpec, facts: dict[str, Any], size: int) -> Record:
+def record(it: Job, facts: dict[str, Any], size: int) -> Record:
     """Return the record of what ``compile.py`` says of a compile."""
     counts = facts["cache"].values()
     return Record(
-        variant=wheel.variant,
-        package=wheel.package,
-        source=wheel.source.model_dump_json(),
-        arches=len(wheel.arches),
+        **asdict(it),
         seconds=facts["seconds"],
         jobs=facts["jobs"],
         steps=facts["of"],
@@ -82,19 +105,19 @@ def keep(new: Record) -> None:
     file.write_text("\n".join(lines) + "\n")
 
 
-def estimate(wheel: WheelSpec) -> Record | None:
+def estimate(wanted: Job) -> Record | None:
     """Return the compile on record that tells most of this one, None if there is none of its kind.
 
     One that found most of its objects in the compiler cache says little of a first one, so what was
     compiled most goes first, then the same variant, then as many architectures, then the newest.
     """
-    alike = [it for it in _all() if it.package == wheel.package]
+    alike = [it for it in _all() if it.package == wanted.package]
     return max(
         reversed(alike),
         key=lambda it: (
             round(it.misses / max(1, it.hits + it.misses), 1),
-            it.variant == wheel.variant,
-            -abs(it.arches - len(wheel.arches)),
+            it.variant == wanted.variant,
+            -abs(it.arches - wanted.arches),
         ),
         default=None,
     )
@@ -102,7 +125,7 @@ def estimate(wheel: WheelSpec) -> Record | None:
 
 @dataclass(frozen=True)
 class Expected:
-    """Where a wheel will come from, and what a compile is expected to take."""
+    """Where a wheel, or its MAGMA, will come from, and what a compile is expected to take."""
 
     package: str
     store: str
@@ -132,7 +155,13 @@ class Expected:
 
 def expected(wheels: Sequence[WheelSpec], store: Store | None) -> list[Expected]:
     """Return what to expect of each wheel; a registry that cannot be asked has it for no one."""
-    return [Expected(wheel.package, *_where(wheel, store), estimate(wheel)) for wheel in wheels]
+    found = []
+    for wheel in wheels:
+        where, unknown = _where(wheel, store)
+        if not where and (magma := magma_job(wheel)):
+            found.append(Expected(magma.package, "", unknown, estimate(magma)))
+        found.append(Expected(wheel.package, where, unknown, estimate(job(wheel))))
+    return found
 
 
 def _where(wheel: WheelSpec, store: Store | None) -> tuple[str, str]:

@@ -27,7 +27,7 @@ from pipeline.errors import (
 )
 from pipeline.host import worktree
 from pipeline.plan import Step
-from pipeline.records import Record
+from pipeline.records import Job, Record
 from pipeline.settings import Settings
 from pipeline.spec import BaseSpec, ImageSpec, WheelSpec
 
@@ -52,9 +52,10 @@ _FEW_HITS = 0.9
 
 @dataclass(frozen=True)
 class Compiled:
-    """A wheel that this build compiled, and what it took."""
+    """What this build compiled, and what it took."""
 
-    spec: WheelSpec
+    key: str
+    """Of the wheel that it is, or is linked into."""
     file: str
     took: Record
     cache: Mapping[str, Mapping[str, int]]
@@ -88,7 +89,7 @@ class Compiled:
 
     def as_json(self) -> dict[str, Any]:
         """Return what ``--json`` prints of it."""
-        return {"key": self.spec.key, **dataclasses.asdict(self.took), "cache": self.cache}
+        return {"key": self.key, **dataclasses.asdict(self.took), "cache": self.cache}
 
 
 @dataclass
@@ -128,20 +129,24 @@ class Run:
             with self.report.stage(name), self.translated():
                 made = await lazy.sync()
                 if part == "wheel":
-                    await self._took(wheels[package], made)
+                    wheel = wheels[package]
+                    await self._took(records.job(wheel), wheel.key, made, "*.whl")
+                elif name == "magma" and (magma := records.magma_job(wheels["torch"])):
+                    await self._took(magma, wheels["torch"].key, made, "lib/*.a")
                 elif part == "check":
                     await self._keep(wheels[package], made, stages[f"{package}-wheel"])
         return made  # type: ignore[no-any-return]
 
-    async def _took(self, wheel: WheelSpec, directory: Directory) -> None:
+    async def _took(self, job: Job, key: str, directory: Directory, pattern: str) -> None:
         """Say what the compile took, and record it; nothing where the engine had it already."""
         facts = json.loads(await directory.file("record.json").contents())
-        (name,) = await directory.glob("*.whl")
-        took = records.record(wheel, facts, await directory.file(name).size())
+        (path,) = await directory.glob(pattern)
+        name = path.rpartition("/")[2]
+        took = records.record(job, facts, await directory.file(path).size())
         if records.known(took):
             self.report.note(f"{name}: from the engine's cache; compiling it took {took.seconds} s")
             return
-        compiled = Compiled(wheel, name, took, facts["cache"], again=records.seen(took))
+        compiled = Compiled(key, name, took, facts["cache"], again=records.seen(took))
         records.keep(took)
         self.compiled.append(compiled)
         for line in compiled.lines():

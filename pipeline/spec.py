@@ -174,6 +174,11 @@ class MagmaSpec(Frozen):
     patches: tuple[str, ...] = ()
     """What this release needs for this CUDA and torch: words of ``sed -i``."""
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether it is compiled here, and not the distribution's package."""
+        return self.source.kind != "apt"
+
 
 class WheelSpec(Frozen):
     """One compiled wheel: everything that shapes it. `key` is its name in the wheel store."""

@@ -214,7 +214,8 @@ def _print_plan(
     if expected:
         typer.echo()
     for it in expected:
-        typer.echo(f"{it.package + '-wheel':<18} {it}")
+        stage = it.package if it.package == "magma" else f"{it.package}-wheel"
+        typer.echo(f"{stage:<18} {it}")
     if why := _about_magma(spec):
         typer.echo(f"{'MAGMA':<18} {why}")
 

@@ -73,7 +73,7 @@ def torch_tools(tools: Container, spec: WheelSpec, magma: Directory | None = Non
         tools = apt_install(tools, base, more)
         # It depends on a package that fetches cuDNN from NVIDIA while it is installed.
         tools = apt_unpack(tools, base, "libcudnn-frontend-dev")
-    if spec.magma and spec.magma.source.kind == "apt":
+    if spec.magma and not spec.magma.is_compiled:
         tools = apt_install(tools, base, [spec.magma.source.location])
     if magma is not None:
         tools = tools.with_directory(MAGMA, magma)

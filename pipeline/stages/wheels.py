@@ -90,7 +90,7 @@ def torch_stages(
     """Return the stages of MAGMA, if it is compiled, torch's tools and torch's source."""
     stages: dict[str, Container | Directory] = {}
     made = None
-    if wheel.magma and wheel.magma.source.kind != "apt":
+    if wheel.magma and wheel.magma.is_compiled:
         magma_source = _source(base, wheel, wheel.magma.source, inputs)
         flags = dict(wheel.flags).get("TORCH_NVCC_FLAGS", FATBIN)
         made = magma(tools, magma_source, wheel.magma, wheel.arches, flags, inputs.compiling)

@@ -404,3 +404,4 @@ def test_the_statistics_of_ccache_are_read_by_kind(
         "c++": {"misses": 1, "hits": 1},
         "cuda": {"hits": 1, "misses": 1, "uncacheable": 1},
     }
+    assert program.cache_misses() == ["a.c", "build/Sort.cu"]

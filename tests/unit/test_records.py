@@ -37,7 +37,7 @@ def torch(**settings: str) -> WheelSpec:
 
 
 def took(wheel: WheelSpec, seconds: int, *, hits: int = 0, misses: int = 100) -> Record:
-    made = records.record(wheel, FACTS, 300_000_000)
+    made = records.record(records.job(wheel), FACTS, 300_000_000)
     return replace(made, seconds=seconds, hits=hits, misses=misses)
 
 
@@ -45,7 +45,7 @@ def took(wheel: WheelSpec, seconds: int, *, hits: int = 0, misses: int = 100) ->
 
 
 def test_a_record_holds_what_a_compile_took() -> None:
-    made = records.record(torch(), FACTS, 300_000_000)
+    made = records.record(records.job(torch()), FACTS, 300_000_000)
     assert (made.package, made.variant, made.arches) == ("torch", torch().variant, 1)
     assert (made.seconds, made.jobs, made.steps, made.size) == (7200, 8, 6000, 300_000_000)
     assert (made.hits, made.misses) == (10, 95)
@@ -53,7 +53,7 @@ def test_a_record_holds_what_a_compile_took() -> None:
 
 def test_nothing_is_known_before_the_first_compile() -> None:
     assert not records.path().exists()
-    assert records.estimate(torch()) is None
+    assert records.estimate(records.job(torch())) is None
     assert not records.seen(took(torch(), 1))
 
 
@@ -65,14 +65,14 @@ def test_the_same_variant_goes_first_and_of_those_the_newest() -> None:
         (torch(cca="9.0"), 4),
     ):
         records.keep(took(wheel, seconds))
-    assert records.estimate(torch()) == took(torch(), 2)
+    assert records.estimate(records.job(torch())) == took(torch(), 2)
 
 
 def test_then_what_has_about_as_many_architectures() -> None:
     for cca, seconds in (("7.5 8.0 9.0", 3), ("8.0", 1), ("7.0", 2), ("7.0 7.5 8.0 9.0", 4)):
         records.keep(took(torch(cca=cca), seconds))
-    assert records.estimate(torch()) == took(torch(cca="7.0"), 2)
-    assert records.estimate(torch(cca="5.0 6.0 7.0 7.5 8.0")) == took(
+    assert records.estimate(records.job(torch())) == took(torch(cca="7.0"), 2)
+    assert records.estimate(records.job(torch(cca="5.0 6.0 7.0 7.5 8.0"))) == took(
         torch(cca="7.0 7.5 8.0 9.0"), 4
     )
 
@@ -80,17 +80,17 @@ def test_then_what_has_about_as_many_architectures() -> None:
 def test_what_the_compiler_cache_did_says_nothing_of_a_first_compile() -> None:
     records.keep(took(torch(cca="8.0"), 9000))
     records.keep(took(torch(), 60, hits=90, misses=10))
-    assert records.estimate(torch()) == took(torch(cca="8.0"), 9000)
+    assert records.estimate(records.job(torch())) == took(torch(cca="8.0"), 9000)
 
 
 def test_one_that_the_cache_did_is_better_than_none() -> None:
     records.keep(took(torch(), 60, hits=90, misses=10))
-    assert records.estimate(torch()) == took(torch(), 60, hits=90, misses=10)
+    assert records.estimate(records.job(torch())) == took(torch(), 60, hits=90, misses=10)
 
 
 def test_torchvision_says_nothing_of_torch() -> None:
     records.keep(took(spec(**COMPILED).compiled[1], 60))
-    assert records.estimate(torch()) is None
+    assert records.estimate(records.job(torch())) is None
 
 
 @pytest.mark.parametrize(
@@ -101,9 +101,9 @@ def test_a_line_that_is_broken_is_passed_over(line: str) -> None:
     records.keep(took(torch(), 1))
     with records.path().open("a") as file:
         file.write(f"{line}\n")
-    assert records.estimate(torch()) == took(torch(), 1)
+    assert records.estimate(records.job(torch())) == took(torch(), 1)
     records.keep(took(torch(), 2))
-    assert records.estimate(torch()) == took(torch(), 2)
+    assert records.estimate(records.job(torch())) == took(torch(), 2)
 
 
 def test_half_a_line_at_the_end_costs_no_other() -> None:
@@ -111,14 +111,14 @@ def test_half_a_line_at_the_end_costs_no_other() -> None:
         records.keep(took(torch(), seconds))
     text = records.path().read_text()
     records.path().write_text(text[:-20])
-    assert records.estimate(torch()) == took(torch(), 1)
+    assert records.estimate(records.job(torch())) == took(torch(), 1)
     records.keep(took(torch(), 3))
-    assert records.estimate(torch()) == took(torch(), 3)
+    assert records.estimate(records.job(torch())) == took(torch(), 3)
 
 
 def test_a_shared_cache_that_failed_is_told_with_what_to_look_at() -> None:
     cache = {"c++": {"misses": 9, "unreached": 9}, "cuda": {"hits": 3}}
-    told = Compiled(torch(), "torch.whl", took(torch(), 60), cache).lines()
+    told = Compiled("key", "torch.whl", took(torch(), 60), cache).lines()
     (warning,) = [line for line in told if line.startswith("warning")]
     assert "did not answer 9 of the c++ compiles" in warning
     assert "CACHE_URL" in warning
@@ -202,6 +202,19 @@ def test_the_plan_says_what_is_in_the_store(checkout: Path) -> None:
     assert "is in the wheel store" not in plan("--wheel-store=off")
     expected = {it["package"]: it["store"] for it in json.loads(plan("--json"))["compile"]}
     assert expected == {"torch": f"the wheel store {folder}", "torchvision": ""}
+
+
+def test_a_magma_of_ones_own_is_expected_before_torch() -> None:
+    own = "--magma-source=git"
+    before = plan(own).partition("torch-wheel        is compiled")[0]
+    assert "\nmagma              is compiled; none is on record" in before
+    job = records.magma_job(torch(magma_source="git"))
+    assert job is not None
+    assert job.variant == "magma-2.9.0-cu124-sm86-trixie"
+    records.keep(records.record(job, FACTS, 100_000_000))
+    after = plan(own)
+    assert "magma              is compiled; magma-2.9.0-cu124-sm86-trixie took 120 min" in after
+    assert records.magma_job(torch()) is None
 
 
 def test_wheels_of_an_index_are_nothing_to_expect() -> None:

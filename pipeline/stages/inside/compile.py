@@ -22,6 +22,7 @@ PATIENCE = 10  # seconds between two signals
 GATE = "/run/gate"
 SLOTS = "/tmp/slots"
 STATSLOG = "/tmp/ccache-stats.log"
+SOME = 100  # names of files, which tell why little was found
 
 # Bytes that one compiler takes at its worst. C++: the largest of PyTorch 2.6.0's own files. CUDA
 # and flash attention: pytorch issues 130443 and 124018, flash-attention pull request 2079.
@@ -56,6 +57,10 @@ def main():
         "retried_for_memory": len(attempts) > 1,
         "cache": hit_rates(),
     }
+    missed = cache_misses()
+    if missed:
+        rest = ", and %d more" % (len(missed) - SOME) if len(missed) > SOME else ""
+        say("not in the compiler cache: " + ", ".join(missed[:SOME]) + rest)
     say("record: " + json.dumps(record))
     if attempts[-1]["stopped"]:
         say("stopped by the deadline at step %(steps)s of %(of)s" % record)
@@ -219,6 +224,17 @@ def hit_rates():
         elif kind and line in ("remote_storage_error", "remote_storage_timeout"):
             counts[kind]["unreached"] += 1
     return {kind: dict(count) for kind, count in counts.items() if count}
+
+
+def cache_misses():
+    """Return the files that were compiled because the compiler cache did not have them."""
+    source, missed = "", []
+    for line in read(STATSLOG).splitlines():
+        if line.startswith("# "):
+            source = line[2:]
+        elif line == "cache_miss":
+            missed.append(source)
+    return missed
 
 
 if __name__ == "__main__":
