@@ -390,6 +390,8 @@ preprocessed_cache_hit
 called_for_link
 # c.cu
 unsupported_compiler_option
+# /src/torch/build/CMakeFiles/CMakeScratch/TryCompile-k1X22S/src.c
+cache_miss
 """
 
 

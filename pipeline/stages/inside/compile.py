@@ -211,30 +211,36 @@ def read(path):
 def hit_rates():
     """Return hits and misses of the compiler cache for C++ and CUDA apart."""
     counts = {"c++": collections.Counter(), "cuda": collections.Counter()}
-    kind = None
-    for line in read(STATSLOG).splitlines():
-        if line.startswith("# "):
-            kind = "cuda" if line.endswith(".cu") else "c++"
-        elif kind and line in ("direct_cache_hit", "preprocessed_cache_hit"):
-            counts[kind]["hits"] += 1
-        elif kind and line == "cache_miss":
-            counts[kind]["misses"] += 1
-        elif kind and line in ("unsupported_compiler_option", "called_for_preprocessing"):
-            counts[kind]["uncacheable"] += 1
-        elif kind and line in ("remote_storage_error", "remote_storage_timeout"):
-            counts[kind]["unreached"] += 1
+    for source, line in cache_log():
+        count = counts["cuda" if source.endswith(".cu") else "c++"]
+        if line in ("direct_cache_hit", "preprocessed_cache_hit"):
+            count["hits"] += 1
+        elif line == "cache_miss":
+            count["misses"] += 1
+        elif line in ("unsupported_compiler_option", "called_for_preprocessing"):
+            count["uncacheable"] += 1
+        elif line in ("remote_storage_error", "remote_storage_timeout"):
+            count["unreached"] += 1
     return {kind: dict(count) for kind, count in counts.items() if count}
 
 
 def cache_misses():
     """Return the files that were compiled because the compiler cache did not have them."""
-    source, missed = "", []
+    return [source for source, line in cache_log() if line == "cache_miss"]
+
+
+def cache_log():
+    """Yield what ccache did, with the source it did it for.
+
+    CMake's own probes are left out: each lies in a folder with another name every time (56 of
+    PyTorch 2.6.0's), so none is ever found again, and nobody waits for them.
+    """
+    source = ""
     for line in read(STATSLOG).splitlines():
         if line.startswith("# "):
             source = line[2:]
-        elif line == "cache_miss":
-            missed.append(source)
-    return missed
+        elif source and not re.search(r"/CMakeFiles/CMake(Scratch|Tmp)/", source):
+            yield source, line
 
 
 if __name__ == "__main__":
