@@ -61,6 +61,7 @@ _SETTINGS: Final = {
     "PYTORCH_BUILD_NUMBER": "PYTORCH_VERSION_TAG",
     "PYTORCH_BUILD_VERSION": "PYTORCH_VERSION_TAG",
     "TORCH_CUDA_ARCH_LIST": "CCA",
+    "USE_CUDA": "CUDA_VERSION",
     "USE_MAGMA": "MAGMA_SOURCE",
 }
 _SWITCHES: Final = dict.fromkeys(("ON", "TRUE", "YES", "Y"), "1") | dict.fromkeys(

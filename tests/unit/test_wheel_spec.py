@@ -484,6 +484,7 @@ def test_gpu_code_is_compressed_for_size_where_nvcc_can() -> None:
     [
         ("TORCH_CUDA_ARCH_LIST=8.0", "CCA"),
         ("USE_MAGMA=1", "MAGMA_SOURCE"),
+        ("USE_CUDA=0", "CUDA_VERSION"),
         ("BLAS=OpenBLAS", "MKL_MODE"),
         ("MAX_JOBS=3", "MAX_JOBS"),
         ("PYTORCH_BUILD_VERSION=9", "PYTORCH_VERSION_TAG"),
