@@ -48,13 +48,9 @@ def magma_job(wheel: WheelSpec) -> Job | None:
 
 
 @dataclass(frozen=True)
-class Record:
+class Record(Job):
     """One finished compile."""
 
-    variant: str
-    package: str
-    source: str
-    arches: int
     seconds: int
     jobs: int
     steps: int

@@ -28,6 +28,7 @@ SOME = 100  # names of files, which tell why little was found
 # and flash attention: pytorch issues 130443 and 124018, flash-attention pull request 2079.
 CPP, CUDA, FLASH = 1.5e9, 4e9, 5.3e9
 
+PROBE = re.compile(r"/CMakeFiles/CMake(Scratch|Tmp)/")
 STEP = re.compile(r"\[(\d+)/(\d+)\]")
 KILLED = re.compile(
     r"Killed signal terminated program|died due to signal 9|\bKilled\b|out of memory allocating",
@@ -238,8 +239,8 @@ def cache_log():
     source = ""
     for line in read(STATSLOG).splitlines():
         if line.startswith("# "):
-            source = line[2:]
-        elif source and not re.search(r"/CMakeFiles/CMake(Scratch|Tmp)/", source):
+            source = "" if PROBE.search(line) else line[2:]
+        elif source:
             yield source, line
 
 
