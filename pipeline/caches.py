@@ -79,8 +79,10 @@ async def objects(url: str, note: Callable[[str], None]) -> AsyncIterator[Secret
     """Yield where compiles share their objects, as ccache takes it; a volume alone is lost easily.
 
     Redis and HTTP are spoken to by ccache itself. A folder (the default is one of this machine's
-    user), S3 and the like are served from here as long as the context is open.
+    user), S3 and the like are served from here as long as the context is open. The default alone is
+    kept within bounds: what else lies in a folder that was named may be a team's.
     """
+    bound = None if url else _FOLDER_BYTES
     url = url or str(platformdirs.user_cache_path("cresset") / "ccache")
     if urlsplit(url).scheme in {"redis", "http"}:
         yield dag.set_secret("cresset-compiler-cache", address(url))
@@ -101,5 +103,5 @@ async def objects(url: str, note: Callable[[str], None]) -> AsyncIterator[Secret
             if served.broken:
                 note(f"the compiler cache could not be used: {served.broken}")
             if folder := served_objects.folder_of(url):
-                served_objects.trim(folder, _FOLDER_BYTES)
+                served_objects.trim(folder, bound)
             service = await service.stop()

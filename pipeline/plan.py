@@ -24,15 +24,12 @@ def plan(spec: ImageSpec) -> tuple[Step, ...]:
     base = f"{spec.base.distribution} {spec.base.version} from {_SOURCES[source]}"
     python = f"Python {spec.python}, certificates, time zones, jemalloc"
     if spec.target == "devel" and spec.torch is not None:
-        ready = (
-            step
-            for step in _compiling(spec.torch)
-            if step.name not in {"torch-wheel", "torch-check"}
-            and not step.name.startswith("torchvision")
-        )
+        wheel = spec.torch.torch_wheel
+        assert wheel is not None
         return (
             Step("base", base),
-            *ready,
+            _toolchain(wheel),
+            *_ready(wheel),
             Step(
                 "apt",
                 f"{len(spec.apt)} packages of reqs/apt-train",
@@ -54,10 +51,12 @@ def plan(spec: ImageSpec) -> tuple[Step, ...]:
         torch = f"torch {spec.torch.version} and torchvision {spec.torch.vision}"
         compiling = _compiling(spec.torch)
         made = tuple(step.name for step in compiling if step.name.endswith("-wheel"))
+        # torchvision is checked in the very layer that the image has.
+        checked = ("torchvision-check",) if spec.torch.vision_wheel else ()
         steps += [
             *compiling,
             Step("wheels", f"wheels for CUDA {spec.torch.cuda}", ("installer", *made)),
-            Step("torch", torch, ("system", "installer", "wheels")),
+            Step("torch", torch, ("system", "installer", "wheels", *checked)),
         ]
         below_apt = "torch"
     return (
@@ -73,39 +72,50 @@ def wheel_plan(spec: ImageSpec) -> tuple[Step, ...]:
     """Return the steps that compile the wheels of the image and write them to a folder."""
     compiling = _compiling(spec.torch) if spec.torch else ()
     made = tuple(step.name for step in compiling if step.name.endswith("-wheel"))
-    base, installer, *_ = plan(spec)
-    return (base, installer, *compiling, Step("export", "the wheels, in a folder", made))
+    base, installer, system, *_ = plan(spec)
+    return (base, installer, system, *compiling, Step("export", "the wheels, in a folder", made))
 
 
 def _compiling(torch: TorchSpec) -> tuple[Step, ...]:
     """Return the steps that compile, none where all comes from an index."""
-    steps: list[Step] = []
+    steps = [_toolchain(wheel) for wheel in torch.compiled[:1]]
     for wheel in torch.compiled:
-        tools = wheel.toolchain
-        if not steps:
-            makes = f"CUDA {tools.cuda} by {tools.cuda_source}, GCC {tools.gcc}, {tools.tools.name}"
-            steps.append(Step("toolchain", makes, ("base",)))
-        needs: tuple[str, ...] = ("toolchain",)
         name = wheel.package
-        if wheel.magma and wheel.magma.is_compiled:
-            steps += [
-                Step("magma-source", _from(wheel.magma.source), ("base",)),
-                Step("magma", f"MAGMA {wheel.magma.version} for {wheel.arch_list}",
-                     ("magma-source", "toolchain")),
-            ]  # fmt: skip
-            needs = (*needs, "magma")
-        checked: tuple[str, ...] = ("toolchain", "installer", f"{name}-wheel")
+        needs: tuple[str, ...] = ()
         if name == "torchvision":
-            needs = (*needs, "installer", *(["torch-check"] if torch.torch_wheel else []))
-            checked = ("torchvision-tools", *checked)
+            needs = ("installer", *(["torch-wheel"] if torch.torch_wheel else []))
         steps += [
-            Step(f"{name}-tools", "what it needs beside the toolchain", needs),
-            Step(f"{name}-source", _from(wheel.source), ("base",)),
+            *_ready(wheel, *needs),
             Step(f"{name}-wheel", f"{name} {wheel.version} for {wheel.arch_list}{_magma(wheel)}",
                  (f"{name}-tools", f"{name}-source")),
-            Step(f"{name}-check", "GPU code, features and libraries of the wheel", checked),
+            Step(f"{name}-check", "GPU code, features and libraries of the wheel",
+                 ("system", "installer", f"{name}-wheel")),
         ]  # fmt: skip
     return tuple(steps)
+
+
+def _toolchain(wheel: WheelSpec) -> Step:
+    tools = wheel.toolchain
+    makes = f"CUDA {tools.cuda} by {tools.cuda_source}, GCC {tools.gcc}, {tools.tools.name}"
+    return Step("toolchain", makes, ("base",))
+
+
+def _ready(wheel: WheelSpec, *needs: str) -> tuple[Step, ...]:
+    """Return the steps between the toolchain and the compile, whose tools have more needs."""
+    magma: tuple[Step, ...] = ()
+    if wheel.magma and wheel.magma.is_compiled:
+        magma = (
+            Step("magma-source", _from(wheel.magma.source), ("base",)),
+            Step("magma", f"MAGMA {wheel.magma.version} for {wheel.arch_list}",
+                 ("magma-source", "toolchain")),
+        )  # fmt: skip
+    made = tuple(step.name for step in magma[1:])
+    return (
+        *magma,
+        Step(f"{wheel.package}-tools", "what it needs beside the toolchain",
+             ("toolchain", *made, *needs)),
+        Step(f"{wheel.package}-source", _from(wheel.source), ("base",)),
+    )  # fmt: skip
 
 
 def _magma(wheel: WheelSpec) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 import platformdirs
 
 from pipeline.errors import PublishError
-from pipeline.spec import WheelSpec, sm
+from pipeline.spec import ImageSpec, WheelSpec, sm
 
 if TYPE_CHECKING:
     from pipeline.store import Store
 
 _KEEP: Final = 200
+# Up to this share compiled, the time on record is that of the compiler cache.
+_MOSTLY: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,11 @@ class Record(Job):
     """Objects that came from the compiler cache."""
     misses: int
 
+    @property
+    def compiled(self) -> float:
+        """The share of the objects that the compiler cache did not have."""
+        return self.misses / max(1, self.hits + self.misses)
+
 
 def path() -> Path:
     """Return the file in which this machine keeps its records, one a line."""
@@ -105,15 +112,18 @@ def estimate(wanted: Job) -> Record | None:
     """Return the compile on record that tells most of this one, None if there is none of its kind.
 
     One that found most of its objects in the compiler cache says little of a first one, so what was
-    compiled most goes first, then the same variant, then as many architectures, then the newest.
+    compiled most goes first, in tenths; then the same variant, the same source, as many
+    architectures; of those what was compiled most, in hundredths, and then the newest.
     """
     alike = [it for it in _all() if it.package == wanted.package]
     return max(
         reversed(alike),
         key=lambda it: (
-            round(it.misses / max(1, it.hits + it.misses), 1),
+            round(it.compiled, 1),
             it.variant == wanted.variant,
+            it.source == wanted.source,
             -abs(it.arches - wanted.arches),
+            round(it.compiled, 2),
         ),
         default=None,
     )
@@ -124,6 +134,8 @@ class Expected:
     """Where a wheel, or its MAGMA, will come from, and what a compile is expected to take."""
 
     package: str
+    stage: str
+    """The step of the plan that makes it."""
     store: str
     """The wheel store that has it; empty: it is compiled."""
     unknown: str
@@ -142,21 +154,29 @@ class Expected:
         if self.like is None:
             return f"{how}; none is on record on this machine to tell how long that takes"
         took = self.like
+        made = "a library" if took.package == "magma" else "a wheel"
+        longer = "" if took.compiled > _MOSTLY else ": without them it takes longer"
         return (
-            f"{how}; {took.variant} took {took.seconds / 60:.0f} min with {took.jobs} jobs, "
-            f"{took.peak_memory / 1e9:.1f} GB of memory and {took.size / 1e6:.0f} MB of disk, "
-            f"with {took.hits} of {took.hits + took.misses} objects from the compiler cache"
+            f"{how}; {took.variant} took {took.seconds / 60:.0f} min with {took.jobs} jobs and "
+            f"{took.peak_memory / 1e9:.1f} GB of memory for {made} of {took.size / 1e6:.0f} MB, "
+            f"with {took.hits} of {took.hits + took.misses} objects from the compiler cache{longer}"
         )
 
 
-def expected(wheels: Sequence[WheelSpec], store: Store | None) -> list[Expected]:
-    """Return what to expect of each wheel; a registry that cannot be asked has it for no one."""
+def expected(spec: ImageSpec, store: Store | None) -> list[Expected]:
+    """Return what to expect of each compile; a registry that cannot be asked has it for no one.
+
+    The devel image compiles the MAGMA that torch would link, and no wheel.
+    """
     found = []
-    for wheel in wheels:
-        where, unknown = _where(wheel, store)
+    for wheel in spec.compiled:
+        only_magma = spec.target == "devel"
+        where, unknown = ("", "") if only_magma else _where(wheel, store)
         if not where and (magma := magma_job(wheel)):
-            found.append(Expected(magma.package, "", unknown, estimate(magma)))
-        found.append(Expected(wheel.package, where, unknown, estimate(job(wheel))))
+            found.append(Expected(magma.package, "magma", "", unknown, estimate(magma)))
+        if not only_magma:
+            took = estimate(job(wheel))
+            found.append(Expected(wheel.package, f"{wheel.package}-wheel", where, unknown, took))
     return found
 
 

@@ -76,7 +76,8 @@ class Compiled:
             if self.again and kind == "cuda" and rate < _FEW_HITS:
                 lines.append(
                     "warning: the same source was compiled here before, and few of its CUDA files "
-                    "were found again: is the compiler cache full, or another one than then?"
+                    "were found again: is the compiler cache full, or another one than then, or the "
+                    "flags or the toolchain?"
                 )
             if lost := count.get("unreached", 0):
                 lines.append(
@@ -133,9 +134,24 @@ class Run:
                     await self._took(records.job(wheel), wheel.key, made, "*.whl")
                 elif name == "magma" and (magma := records.magma_job(wheels["torch"])):
                     await self._took(magma, wheels["torch"].key, made, "lib/*.a")
+                elif part == "source":
+                    await self._unpatched(package, made)
                 elif part == "check":
-                    await self._keep(wheels[package], made, stages[f"{package}-wheel"])
+                    wheel = wheels[package]
+                    await self._check(wheel, made, stages["installer"])
+                    await self._keep(wheel, stages[f"{package}-wheel"])
         return made  # type: ignore[no-any-return]
+
+    async def _unpatched(self, package: str, source: Directory) -> None:
+        """Warn of a source package that came without its description, which names the patches."""
+        from pipeline.stages.source import ABOUT  # noqa: PLC0415 - as in started
+
+        about = json.loads(await source.file(ABOUT).contents())
+        if about.get("patched") is False:
+            self.report.note(
+                f"warning: {package} {about['version']} is compiled without its distribution's "
+                "patches: the mirror serves its tarball, but not its .dsc"
+            )
 
     async def _took(self, job: Job, key: str, directory: Directory, pattern: str) -> None:
         """Say what the compile took, and record it; nothing where the engine had it already."""
@@ -152,14 +168,18 @@ class Run:
         for line in compiled.lines():
             self.report.note(line)
 
-    async def _keep(self, wheel: WheelSpec, installed: Container, made: Any) -> None:  # noqa: ANN401 - a Directory
-        """Check the installed wheel, and only then keep it for others."""
+    async def _check(self, wheel: WheelSpec, installed: Container, installer: Any) -> None:  # noqa: ANN401 - a Container
+        """Raise VerifyError unless the installed wheel is what the spec says."""
         from pipeline.stages import verify  # noqa: PLC0415 - as in started
 
-        facts = verify.read(await verify.probe_wheel(installed, wheel).stdout())
+        lister = verify.cuobjdump(installer, self.inputs)
+        facts = verify.read(await verify.probe_wheel(installed, wheel, lister).stdout())
         if problems := verify.judge_wheel(wheel, facts):
             raise VerifyError(problems)
         self.report.note(f"{wheel.package}: {verify.proof(wheel, facts)}")
+
+    async def _keep(self, wheel: WheelSpec, made: Any) -> None:  # noqa: ANN401 - a Directory
+        """Keep a wheel that was checked for others."""
         if self.store is None:
             return
         try:
@@ -321,6 +341,7 @@ async def _base(
     """Return the base and what it is, by digest: the one choice that is left to the machine."""
     from anyio import to_thread  # noqa: PLC0415 - as in _run
 
+    from pipeline.compat import toolkit  # noqa: PLC0415
     from pipeline.engine import session  # noqa: PLC0415
     from pipeline.host.bootstrap import base_archive  # noqa: PLC0415
     from pipeline.stages import base as stage  # noqa: PLC0415
@@ -332,10 +353,14 @@ async def _base(
             origin = f"image {await pulled.image_ref()}"
             return await stage.with_apt_mirror(pulled, spec).sync(), origin
         if spec.source == "image" or not spec.can_bootstrap:
+            # A BASE_IMAGE is the user's own choice, even of such an image.
+            ours = spec.image != settings.base_image
+            other = toolkit.instead_of_image(spec.image) if ours else ""
             raise BuildError(
                 f"the base {spec.image} cannot be pulled",
                 why=why,
-                next_step="set BASE_IMAGE to a reference that this machine can pull, or "
+                next_step=other
+                or "set BASE_IMAGE to a reference that this machine can pull, or "
                 "BASE_SOURCE=bootstrap with LINUX_DISTRO=debian",
             )
         report.note(f"{spec.image} cannot be pulled ({why})")

@@ -139,8 +139,9 @@ class SourceSpec(Frozen):
 
     @property
     def public_location(self) -> str:
-        """Where it lies, without a login that a URL may hold."""
-        return without_login(self.location)
+        """Where it lies, without what may be secret: a login, and of a tarball's URL its query."""
+        clean = without_login(self.location)
+        return re.split("[?#]", clean)[0] if self.kind == "archive" and "://" in clean else clean
 
     @model_serializer(mode="wrap")
     def _by_content(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 import platformdirs
 
 from pipeline import publish, tags
-from pipeline.publish import KEY_LABEL
+from pipeline.errors import PublishError
+from pipeline.publish import KEY_LABEL, lives
 from pipeline.settings import Settings
 from pipeline.spec import WheelSpec
 
@@ -35,7 +36,7 @@ class Store(Protocol):
         """Return the directory with the wheel of that key, lazy."""
 
     async def put(self, spec: WheelSpec, wheel: Directory) -> None:
-        """Keep the wheel under its key: whole, or not at all."""
+        """Keep the wheel under its key, whole or not at all; PublishError if that fails."""
 
 
 def store(settings: Settings) -> Store | None:
@@ -109,15 +110,39 @@ class Folder:
         return dag.host().directory(str(self.path / _tag(spec)))
 
     async def put(self, spec: WheelSpec, wheel: Directory) -> None:
-        """Write the wheel beside its place and move it there when it is whole."""
+        """Write the wheel beside its place and move it there; PublishError if that fails."""
+        import dagger  # noqa: PLC0415 - as in Registry.put
+
         partial = self.path / f".{_tag(spec)}.{os.getpid()}"
-        partial.parent.mkdir(parents=True, exist_ok=True)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._drop_partials()
             await wheel.export(str(partial))
-            shutil.rmtree(self.path / _tag(spec), ignore_errors=True)
-            partial.rename(self.path / _tag(spec))
+            self._move(partial, spec)
+        except (dagger.QueryError, OSError) as error:
+            raise PublishError(
+                f"{self.path / _tag(spec)} cannot be written",
+                why=str(error),
+                next_step=f"check the free space and the permissions of {self.path}",
+            ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+    def _move(self, partial: Path, spec: WheelSpec) -> None:
+        try:
+            partial.rename(self.path / _tag(spec))
+        except OSError:
+            # Another build was faster, and what it made is as good: it has the same key.
+            if not self.has(spec):
+                raise
+
+    def _drop_partials(self) -> None:
+        """Delete what was half written, by whatever key, when its process ended."""
+        for partial in self.path.glob(".*"):
+            pid = partial.name.rpartition(".")[2]
+            # What has this process's own number is of an earlier one.
+            if pid.isdecimal() and (int(pid) == os.getpid() or not lives(int(pid))):
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def _tag(spec: WheelSpec) -> str:

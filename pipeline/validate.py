@@ -136,13 +136,12 @@ _CHOOSE_WHEEL = (
 
 def _as_written(problem: Problem, settings: Settings) -> Problem:
     """Return the problem told of the variable that the user set; the rules know only the tags."""
-    for name in ("PYTORCH_VERSION", "TORCHVISION_VERSION"):
-        tag = f"{name}_TAG"
-        wheel = "" if compiles(settings) else getattr(settings, name.lower())
-        value = wheel or getattr(settings, tag.lower())
+    for package in ("PYTORCH", "TORCHVISION"):
+        tag = f"{package}_VERSION_TAG"
+        name, value = _asked(settings, package)
         if problem.field == tag and value:
-            problem = replace(problem, field=name if wheel else tag, value=value)
-        if wheel:
+            problem = replace(problem, field=name, value=value)
+        if name != tag:
             step = problem.next_step.replace(f"{tag}=v", f"{name}=")
             problem = replace(problem, next_step=step)
     return problem
@@ -235,15 +234,11 @@ def _wanted(
     distribution: Distribution,
 ) -> Wanted | None:
     """Return which torch and torchvision are wanted, wherever they come from."""
-    from_source = compiles(settings)
-    version = _version(settings.pytorch_version, settings.pytorch_version_tag, from_source)
+    version = _version(settings, "PYTORCH")
     release = mistakes.unless(lookup.torch_release(version)) if version else lookup.newest_torch()
     if release is None:
         return None
-    vision = (
-        _version(settings.torchvision_version, settings.torchvision_version_tag, from_source)
-        or release.vision
-    )
+    vision = _version(settings, "TORCHVISION") or release.vision
     cuda = settings.cuda_version or release.wheel.cuda
     return Wanted(release, vision, cuda, tuple(arches), python, distribution)
 
@@ -292,10 +287,22 @@ def _torch(
     )
 
 
-def _version(version: str, tag: str, from_source: bool) -> str:
-    """Return the release asked for: a wheel's version goes before a tag, as in the original."""
-    release = tag.removeprefix("v")
-    return release or version if from_source else version or release
+def _version(settings: Settings, package: str) -> str:
+    """Return the release of a package that is asked for; empty if none is."""
+    return _asked(settings, package)[1].removeprefix("v")
+
+
+def _asked(settings: Settings, package: str) -> tuple[str, str]:
+    """Return the setting that says which release of a package is wanted, and its value.
+
+    With BUILD_MODE=exclude a wheel's version goes before a tag, as in the original, whatever else
+    is compiled.
+    """
+    names = [f"{package}_VERSION_TAG", f"{package}_VERSION"]
+    if settings.build_mode == "exclude":
+        names.reverse()
+    values = {name: str(getattr(settings, name.lower())) for name in names}
+    return next((it for it in values.items() if it[1]), (f"{package}_VERSION_TAG", ""))
 
 
 def _base(

@@ -141,6 +141,7 @@ def wheel_specs(
                     mkl=toolchain.blas == "mkl",
                     magma=magma is not None,
                     compress=source.compress_mode(wanted.cuda),
+                    packages=libraries.runtime,
                     asked=asked,
                 )
             ),
@@ -190,7 +191,7 @@ def _source(
 ) -> SourceSpec | None:
     """Return the source of a part; adds to `problems` and returns None if it names none."""
     how = kind(settings, part)
-    if how == "git" and (other := _of_another_version(settings, part, version)):
+    if other := _of_another_version(settings, part, how, version):
         problems.append(other)
         return None
     url, ref, sha256 = (
@@ -211,20 +212,41 @@ def _source(
     return found
 
 
-def _of_another_version(settings: Settings, part: str, version: str) -> Problem | None:
-    """Refuse the tag of one release under the version of another: all else is chosen by that."""
-    ref = str(getattr(settings, f"{part.lower()}_ref"))
-    named = re.match(r"v(\d+\.\d+\.\d+)(-|$)", ref)
+_CHOSEN = "CUDA, Python, compiler and libraries are chosen by it"
+_CHOSEN_BY = {
+    "TORCH": ("PYTORCH_VERSION_TAG=v", _CHOSEN),
+    "VISION": ("TORCHVISION_VERSION_TAG=v", _CHOSEN),
+    "MAGMA": ("MAGMA_RELEASE=", "its patches, and what it compiles with, are chosen by it"),
+}
+"""What says which version of a part is built, and what follows from that."""
+
+
+def _of_another_version(settings: Settings, part: str, how: str, version: str) -> Problem | None:
+    """Refuse one release under the version of another: all else is chosen by that.
+
+    A repository's tag tells which it is, and the name that upstream gives the tarballs of MAGMA
+    (https://icl.utk.edu/projectsfiles/magma/downloads/).
+    """
+    ref, url = (str(getattr(settings, f"{part.lower()}_{name}")) for name in ("ref", "url"))
+    if how == "git":
+        name, value, allowed = "REF", ref, f"v{version}, a branch, a commit"
+        named = re.match(r"v(\d+\.\d+\.\d+)(-|$)", value)
+    elif how == "archive":
+        # No more of it: a password can be before it, and a signature after it.
+        path = re.split("[?#]", url)[0] if "://" in url else url
+        name, value, allowed = "URL", path.rpartition("/")[2], f"a tarball of {version}"
+        named = re.match(r"magma-(\d+\.\d+\.\d+)(?!\d)", value)
+    else:
+        return None
     if named is None or named[1] == version:
         return None
-    tag = "PYTORCH_VERSION_TAG" if part == "TORCH" else "TORCHVISION_VERSION_TAG"
+    setting, because = _CHOSEN_BY[part]
     return Problem(
-        f"{part}_REF",
-        ref,
-        f"is a release of {named[1]}, and {version} is what is to be built: CUDA, Python, compiler "
-        "and libraries are chosen by it",
-        allowed=f"v{version}, a branch, a commit",
-        next_step=f"set {tag}=v{named[1]}",
+        f"{part}_{name}",
+        value,
+        f"is a release of {named[1]}, and {version} is what is to be built: {because}",
+        allowed=allowed,
+        next_step=f"set {setting}{named[1]}",
     )
 
 
@@ -321,7 +343,7 @@ def _toolchain(
             problems.append(image)
             return None
         base = base.model_copy(update={"image": image, "source": "image", "can_bootstrap": False})
-    name = source.build_tools(wanted.release)
+    name = wanted.release.tools
     pins = toolkit.toolkit_wheels(wanted.cuda) if serves == "wheels" else ()
     return ToolchainSpec(
         base=base,
@@ -350,7 +372,9 @@ def _magma(
     if choice.kind == "off":
         return None, choice.reason
     found: SourceSpec | Problem
-    if choice.kind == "apt":
+    if other := _of_another_version(settings, "MAGMA", choice.kind, choice.version):
+        found = other
+    elif choice.kind == "apt":
         found = SourceSpec(kind="apt", location="libmagma-dev")
     elif choice.kind == "git":
         ref = settings.magma_ref or f"v{choice.version}"

@@ -114,7 +114,7 @@ def wheels(
             ]
         )
     if dry_run:
-        expected = records.expected(spec.compiled, store.store(settings))
+        expected = records.expected(spec, store.store(settings))
         _print_plan(spec, planning.wheel_plan(spec), as_json=as_json, expected=expected)
         return
     files = building.wheels(spec, settings, output, deadline=until)
@@ -137,7 +137,7 @@ def plan(
     if mermaid:
         typer.echo(planning.mermaid(planning.plan(spec)))
         return
-    expected = records.expected(spec.compiled, store.store(settings))
+    expected = records.expected(spec, store.store(settings))
     _print_plan(spec, planning.plan(spec), as_json=as_json, expected=expected)
 
 
@@ -211,12 +211,12 @@ def _print_plan(
         return
     typer.echo(f"variant  {spec.variant}\nkey      {spec.key}\n")
     _print_steps(steps)
-    if expected:
+    why = _about_magma(spec)
+    if expected or why:
         typer.echo()
     for it in expected:
-        stage = it.package if it.package == "magma" else f"{it.package}-wheel"
-        typer.echo(f"{stage:<18} {it}")
-    if why := _about_magma(spec):
+        typer.echo(f"{it.stage:<18} {it}")
+    if why:
         typer.echo(f"{'MAGMA':<18} {why}")
 
 

@@ -17,21 +17,32 @@ _MEMORY_EFFICIENT: Final = 5
 FATBIN: Final = "-Xfatbin -compress-all"
 FATBIN_FOR_SIZE: Final = f"{FATBIN} -compress-mode=size"
 
+# Upstream's defaults too are said where a wheel can be asked for them afterwards: the official
+# wheels of 1.13 to 2.15 have all of these. What nothing here brings along is off: upstream looks
+# for it on the machine, and would link what the image does not have.
 _TORCH: Final = {
     "BUILD_TEST": "0",
     "INSTALL_TEST": "0",
     "USE_CUDA": "1",
     "USE_CUDNN": "1",
+    "USE_CUDSS": "0",
     "USE_CUPTI_SO": "1",
-    "USE_CUSPARSELT": "1",
     "USE_DISTRIBUTED": "1",
+    "USE_FBGEMM": "1",
     "USE_GFLAGS": "0",
     "USE_GLOG": "0",
     "USE_GLOO": "1",
+    "USE_KINETO": "1",
+    "USE_MKLDNN": "1",
     "USE_MPI": "0",
     "USE_NCCL": "1",
+    "USE_NUMPY": "1",
+    "USE_NVSHMEM": "0",
+    "USE_OPENMP": "1",
+    "USE_PYTORCH_QNNPACK": "1",
     "USE_ROCM": "0",
     "USE_SYSTEM_NCCL": "1",
+    "USE_TENSORPIPE": "1",
     "USE_XPU": "0",
 }
 
@@ -42,13 +53,9 @@ _FROM_DISTRIBUTION: Final = {
     "USE_FBGEMM": "0",
     "USE_FLASH_ATTENTION": "0",
     "USE_ITT": "0",
-    "USE_KINETO": "1",
     "USE_MEM_EFF_ATTENTION": "0",
-    "USE_MKLDNN": "1",
     "USE_NNPACK": "0",
-    "USE_PYTORCH_QNNPACK": "1",
     "USE_SYSTEM_LIBS": "1",
-    "USE_TENSORPIPE": "1",
     "USE_VULKAN": "0",
     "USE_XNNPACK": "1",
 }
@@ -63,6 +70,8 @@ _SETTINGS: Final = {
     "TORCH_CUDA_ARCH_LIST": "CCA",
     "USE_CUDA": "CUDA_VERSION",
     "USE_MAGMA": "MAGMA_SOURCE",
+    "USE_ROCM": "CUDA_VERSION",
+    "USE_XPU": "CUDA_VERSION",
 }
 _SWITCHES: Final = dict.fromkeys(("ON", "TRUE", "YES", "Y"), "1") | dict.fromkeys(
     ("OFF", "FALSE", "NO", "N"), "0"
@@ -101,9 +110,13 @@ def torch_flags(
     mkl: bool,
     magma: bool,
     compress: bool,
+    packages: Sequence[str],
     asked: Mapping[str, str],
 ) -> dict[str, str]:
     """Return the flags of PyTorch's build; `asked` are the user's, which go before all others.
+
+    `packages` are the pins of the libraries it runs with; what only some CUDA versions have is
+    linked where it is among them. cuFile is on by default from 2.7 on, and packaged from CUDA 12.6.
 
     Flash attention needs compute capability 8.0, and is compiled for any list until PyTorch pull
     request 194502, in the files that take the most memory. The kernels of memory-efficient
@@ -114,6 +127,8 @@ def torch_flags(
     flags = _TORCH | {
         "BLAS": "MKL" if mkl else "OpenBLAS",
         "USE_STATIC_MKL": "1" if mkl else "0",
+        "USE_CUFILE": _switch("cufile", packages),
+        "USE_CUSPARSELT": _switch("cusparselt", packages),
         "USE_MAGMA": "1" if magma else "0",
         "USE_FLASH_ATTENTION": "1" if newest >= _FLASH else "0",
         "USE_MEM_EFF_ATTENTION": "1" if newest >= _MEMORY_EFFICIENT else "0",
@@ -123,6 +138,10 @@ def torch_flags(
     if kind == "apt":
         flags |= _FROM_DISTRIBUTION
     return flags | dict(asked)
+
+
+def _switch(library: str, packages: Sequence[str]) -> str:
+    return "1" if any(library in pin for pin in packages) else "0"
 
 
 def vision_flags(*, compress: bool) -> dict[str, str]:

@@ -289,9 +289,8 @@ def check_source(
     arches: Sequence[Arch],
     *,
     dist: Distribution,
-    cudnn: str = "",
 ) -> tuple[Problem, ...]:
-    """Return everything wrong with compiling torch and torchvision; `cudnn` where it is known."""
+    """Return everything wrong with compiling torch and torchvision."""
     release = cuda_release(cuda)
     parts: list[Problem | None] = [check_pair(torch, vision), check_python(torch, python)]
     if isinstance(release, Problem):
@@ -303,8 +302,6 @@ def check_source(
             *(_compilable(torch, release, cuda, arch, dist) for arch in dict.fromkeys(arches)),
             compiler if isinstance(compiler, Problem) else None,
         ]
-    if cudnn:
-        parts += check_cudnn(torch, cudnn, arches)
     return _found(*parts)
 
 

@@ -46,11 +46,6 @@ class MagmaChoice:
     """Of the tarball that `MAGMA_ARCHIVE` names."""
 
 
-def build_tools(torch: TorchRelease) -> str:
-    """Return the file of ``reqs/`` with the build tools of this torch's era."""
-    return torch.tools
-
-
 def no_arches() -> Problem:
     """Return the problem of compiling for no GPU in particular."""
     return Problem(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Final, Literal
 
@@ -115,6 +116,21 @@ def nvidia_image(cuda: str, cudnn: str, flavor: str, dist: Distribution) -> str 
     patch = cuda if cuda != release.version else release.patch
     tag = f"{release.cudnn_tag}-" if flavor != "base" else ""
     return f"nvidia/cuda:{patch}-{tag}{flavor}-{dist.cuda_tag}"
+
+
+def instead_of_image(image: str) -> str:
+    """Return the next step where an image to compile in cannot be pulled; empty if it is none.
+
+    Which mirrors a registry has, Dagger reads in its engine.json
+    (https://docs.dagger.io/configuration/custom-registry/).
+    """
+    made = re.fullmatch(r"nvidia/cuda:(\d+\.\d+)\S*-devel-(\S+)", image)
+    dist = next((it for it in distributions() if made and it.cuda_tag == made[2]), None)
+    if made is None or dist is None:
+        return ""
+    others = [way for way in _WAYS if way != "image" and not _refused(way, dist, made[1])]
+    steps = [f"set CUDA_SOURCE={way}" for way in others]
+    return ", or ".join([*steps, "name a mirror of docker.io in the engine's engine.json"])
 
 
 def _image_problem(

@@ -326,11 +326,12 @@ class _Handler(BaseHTTPRequestHandler):
         """Leave standard error to the build's own lines."""
 
 
-def trim(folder: Path, max_bytes: int) -> int:
+def trim(folder: Path, max_bytes: int | None) -> int:
     """Delete the least recently used objects of a folder until they fit; return the bytes freed.
 
-    None goes that was used within the hour, since another build may be at it, and nothing that is
-    no object. What cannot be deleted stays.
+    What was never finished goes whatever the room, and without a bound nothing else. None goes that
+    was used within the hour, since another build may be at it, and nothing that is no object. What
+    cannot be deleted stays.
     """
     until = time.time() - _YOUNG_SECONDS
     total = freed = 0
@@ -342,8 +343,8 @@ def trim(folder: Path, max_bytes: int) -> int:
             if about.st_mtime < until:
                 old.append((is_whole, about.st_mtime, about.st_size, path))
     for is_whole, _, size, path in sorted(old):
-        # What was never finished comes first, and goes whatever the room.
-        if is_whole and total - freed <= max_bytes:
+        # What was never finished comes first.
+        if is_whole and (max_bytes is None or total - freed <= max_bytes):
             break
         with contextlib.suppress(OSError):
             path.unlink()

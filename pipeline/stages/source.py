@@ -22,8 +22,9 @@ from pipeline.stages.inputs import Access
 from pipeline.stages.packages import apt_install, with_deb_src
 
 ABOUT = ".cresset-source.json"
-"""JSON: ``kind`` and ``location``, and where there is one ``ref``, ``commit``, ``version`` (of a
-source package) and ``sha256``. No password is in it."""
+"""JSON: ``kind`` and ``location``, and where there is one ``ref``, ``commit`` and ``sha256``; of a
+source package ``version`` and ``patched``, which is false where the distribution's patches are not
+in it. No password is in it, and nothing of a tarball's URL after its path."""
 
 _MADE = "/mnt/made"
 _SOURCE = f"{_MADE}/source"
@@ -64,6 +65,7 @@ if get 2> said; then
   cat said >&2
   version=$(sed -n 's/^Version: //p' ./*.dsc)
   dpkg-source --no-copy -x ./*.dsc ../source
+  patched=true
 else
   cat said >&2
   grep -Eq '\.dsc +40[0-9]' said || exit 1
@@ -73,8 +75,10 @@ else
   version=${3:-$(records "$2" | tail -n 1)}
   mkdir ../source
   tar --extract --file ./*.orig.tar.* --directory ../source --strip-components=1 --no-same-owner
+  patched=false
 fi
-printf '%s, "version": "%s"}\n' "$4" "$version" > ../source/.cresset-source.json
+about=../source/.cresset-source.json
+printf '%s, "version": "%s", "patched": %s}\n' "$4" "$version" "$patched" > "$about"
 rm -r "$1/download"
 """
 
@@ -202,7 +206,7 @@ def git_config(location: str, access: Access) -> str:
 
 def _from_archive(spec: SourceSpec, tools: Container) -> Directory:
     remote = "://" in spec.location
-    location = _without_password(spec.location) if remote else Path(spec.location).name
+    location = spec.public_location if remote else Path(spec.location).name
     about = _about(spec, location=location, sha256=spec.sha256)
     tarball = _download(spec.location) if remote else dag.host().file(spec.location)
     unpack = ["sh", "-ec", _UNPACK, "unpack", spec.sha256.lower(), _ARCHIVE, _SOURCE, location]
@@ -212,7 +216,8 @@ def _from_archive(spec: SourceSpec, tools: Container) -> Directory:
 
 def _download(url: str) -> File:
     clean = _without_password(url)
-    # Named, as a URL may end in anything.
+    # Named, as a URL may end in anything. A signature in its query goes to the engine and no
+    # further: no command has it, and the file has no other name for it.
     if clean == url:
         return dag.http(url, name="archive")
     parts = urlsplit(url)

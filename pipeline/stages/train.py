@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dagger import Container, Directory, File
+from dagger import Container, Directory
 
 from pipeline.spec import ImageSpec, TorchSpec
 from pipeline.stages.base import system
 from pipeline.stages.finish import finish
 from pipeline.stages.inputs import Inputs
-from pipeline.stages.packages import (
-    VENV,
-    apt_install,
-    installer,
-    pip_install,
-    python,
-    uv,
-    uv_binary,
-)  # fmt: skip
-from pipeline.stages.wheels import wheel_stages
-
-_WHEELS = "/mnt/wheels"
+from pipeline.stages.packages import apt_install, installer, pip_install, uv_binary
+from pipeline.stages.wheels import layer_pins, torch_layer, wheel_stages
 
 
 def train(
@@ -37,10 +27,10 @@ def train(
     tools = installer(base, spec, inputs)
     binary = uv_binary(tools)
     bottom = system(base, spec, binary, inputs)
-    to_wheels = wheel_stages(build_base, tools, spec, torch, inputs, stored)
+    to_wheels = wheel_stages(build_base, bottom, tools, spec, torch, inputs, stored)
     fetched = to_wheels["wheels"]
     assert isinstance(fetched, Directory)
-    with_torch = torch_layer(bottom, spec, torch, binary, fetched, inputs)
+    with_torch = torch_layer(bottom, tools, spec, fetched, layer_pins(spec, torch), inputs)
     with_apt = apt_install(with_torch, spec.base, spec.apt)
     with_pip = pip_install(with_apt, spec, binary, inputs)
     return {
@@ -52,27 +42,3 @@ def train(
         "pip": with_pip,
         "image": finish(with_pip, spec, labels),
     }
-
-
-def torch_layer(
-    bottom: Container,
-    spec: ImageSpec,
-    torch: TorchSpec,
-    binary: File,
-    fetched: Directory,
-    inputs: Inputs,
-) -> Container:
-    """Return the container with the wheels installed into a new virtual environment."""
-    packages = ["pip", *torch.pins]
-    if spec.mkl:
-        packages.append("intel-openmp")
-    install = [
-        "pip", "install", "--python", f"{VENV}/bin/python", "--no-index", "--no-cache",
-        "--find-links", _WHEELS, "--compile-bytecode", "--link-mode", "copy", *packages,
-    ]  # fmt: skip
-    return (
-        bottom.with_(lambda c: uv(c, binary, inputs, ["venv", "--python", python(spec), VENV]))
-        .with_mounted_directory(_WHEELS, fetched)
-        .with_(lambda c: uv(c, binary, inputs, install))
-        .without_mount(_WHEELS)
-    )

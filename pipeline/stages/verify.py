@@ -17,6 +17,7 @@ from pipeline.stages.inputs import Inputs
 from pipeline.stages.packages import INSTALLER, PINS, VENV
 from pipeline.stages.toolchain import TOOLS
 
+_CUDNN_9 = 9
 _COMMIT = r"[0-9a-f]{40}"
 _PROBE = "/run/probe.py"
 _CUOBJDUMP = "/run/cuobjdump"
@@ -44,23 +45,26 @@ def probe(image: Container, spec: ImageSpec, lister: File | None = None) -> Cont
 
     `lister` is cuobjdump, without which nothing is said of GPU code.
     """
-    source = resources.files("pipeline.stages.inside").joinpath("probe.py").read_text()
-    devel = spec.target == "devel"
-    args = ["--torch"] if spec.torch and not devel else []
-    if args and spec.compiled and lister:
-        args.append(f"--code={_CUOBJDUMP}")
-        image = image.with_mounted_file(_CUOBJDUMP, lister)
-    return image.with_mounted_file(_PROBE, dag.file("probe.py", source)).with_exec(
-        [f"{TOOLS if devel else VENV}/bin/python", _PROBE, *args]
-    )
+    if spec.target == "devel":
+        return _probed(image, f"{TOOLS}/bin/python", [])
+    return _probed(image, f"{VENV}/bin/python", ["--torch"] if spec.torch else [], lister)
 
 
-def probe_wheel(installed: Container, wheel: WheelSpec) -> Container:
-    """Return the toolchain with the wheel in it after the probe, as `probe` does."""
+def probe_wheel(installed: Container, wheel: WheelSpec, lister: File) -> Container:
+    """Return the container, in which the wheel is installed, after the probe, as `probe` does."""
+    alone = ["--no-vision"] if wheel.package == "torch" else []
+    return _probed(installed, f"{VENV}/bin/python", ["--torch", *alone], lister)
+
+
+def _probed(
+    container: Container, python: str, args: list[str], lister: File | None = None
+) -> Container:
     source = resources.files("pipeline.stages.inside").joinpath("probe.py").read_text()
-    args = ["--torch", "--code=cuobjdump", *(["--no-vision"] if wheel.package == "torch" else [])]
-    return installed.with_mounted_file(_PROBE, dag.file("probe.py", source)).with_exec(
-        [f"{TOOLS}/bin/python", _PROBE, *args]
+    if lister:
+        container = container.with_mounted_file(_CUOBJDUMP, lister)
+        args = [*args, f"--code={_CUOBJDUMP}"]
+    return container.with_mounted_file(_PROBE, dag.file("probe.py", source)).with_exec(
+        [python, _PROBE, *args]
     )
 
 
@@ -184,32 +188,61 @@ def wheel_problems(wheel: WheelSpec, facts: dict[str, Any]) -> Iterator[Problem]
     for path, names in sorted(facts["missing"].items()):
         if re.search(own, path):
             yield Problem("ldd", path, f"needs {', '.join(names)}, which is not found")
-    if wheel.package != "torch":
-        return
     flags = dict(wheel.flags)
+    if wheel.package != "torch":
+        asked = flags["TORCHVISION_USE_NVJPEG"] == "1"
+        yield from _lacks({"nvJPEG": (asked, facts["nvjpeg"])}, "torchvision")
+        return
     config = facts["config"]
-    distributed = flags.get("USE_DISTRIBUTED") == "1"
+    # What belongs to torch.distributed is not there without it, whatever its own flag says.
+    if flags.get("USE_DISTRIBUTED") != "1":
+        flags |= dict.fromkeys(("USE_NCCL", "USE_GLOO", "USE_TENSORPIPE"), "0")
     blas, sign = ("MKL", "mkl") if flags.get("BLAS") == "MKL" else ("OpenBLAS", "open")
     wanted = {
         blas: (True, f"BLAS_INFO={sign}" in config),
         "LAPACK": (True, facts["lapack"]),
         "cuDNN": (flags.get("USE_CUDNN") == "1", facts["cudnn"] is not None),
         "MAGMA": (flags.get("USE_MAGMA") == "1", facts["magma"]),
-        "NCCL": (distributed and flags.get("USE_NCCL") == "1", facts["nccl"]),
-        "gloo": (distributed and flags.get("USE_GLOO") == "1", facts["gloo"]),
+        "NCCL": (flags.get("USE_NCCL") == "1", facts["nccl"]),
+        "gloo": (flags.get("USE_GLOO") == "1", facts["gloo"]),
     }
+    wanted |= {
+        flag: (flags[flag] == "1", found)
+        for flag, found in facts["features"].items()
+        if flag in flags
+    }
+    yield from _lacks(wanted, "torch")
+    if facts["cudnn"] is not None:
+        yield from _cudnn_problems(wheel, facts["cudnn"])
+    commit = wheel.source.ref
+    if re.fullmatch(_COMMIT, commit):
+        yield from _differs("torch's git commit", facts["git"], commit)
+
+
+def _lacks(wanted: dict[str, tuple[bool, Any]], package: str) -> Iterator[Problem]:
+    """Yield each feature of which what was asked is not what was found."""
     for name, (asked, found) in wanted.items():
         if asked != bool(found):
             yield Problem(
                 name,
                 "in it" if found else "not in it",
-                "torch tells it otherwise than it was to be built; upstream's build switches off "
-                "what it does not find",
+                f"{package} tells it otherwise than it was to be built; upstream's build switches "
+                "off what it does not find",
                 allowed="in it" if asked else "not in it",
             )
-    commit = wheel.source.ref
-    if re.fullmatch(_COMMIT, commit):
-        yield from _differs("torch's git commit", facts["git"], commit)
+
+
+def _cudnn_problems(wheel: WheelSpec, found: int) -> Iterator[Problem]:
+    """Yield the number of a cuDNN that is not the one the wheel requires.
+
+    8902 is 8.9.2, and from 9 on 90100 is 9.1.0 (cudnn_version.h).
+    """
+    for pin in wheel.requires:
+        name, _, version = pin.partition("==")
+        if name.startswith("nvidia-cudnn-"):
+            major, minor, patch = (int(part) for part in version.split(".")[:3])
+            number = major * (1_000 if major < _CUDNN_9 else 10_000) + minor * 100 + patch
+            yield from _differs("cuDNN", str(found), str(number))
 
 
 def _code_problems(wheel: WheelSpec, code: dict[str, list[str]] | None) -> Iterator[Problem]:

@@ -10,7 +10,7 @@ from pipeline.compat.flags import FATBIN
 from pipeline.spec import ImageSpec, SourceSpec, TorchSpec, WheelSpec
 from pipeline.stages.inputs import Inputs
 from pipeline.stages.magma import magma
-from pipeline.stages.packages import INSTALLER, PINS, python, python_install, uv_binary
+from pipeline.stages.packages import INSTALLER, PINS, VENV, python, python_install, uv, uv_binary
 from pipeline.stages.source import source, source_tools
 from pipeline.stages.toolchain import toolchain, with_wheels
 from pipeline.stages.torch import torch_tools, torch_wheel
@@ -18,6 +18,7 @@ from pipeline.stages.vision import vision_wheel
 
 _OUT = "/wheels"
 _COMPILED = "/mnt/compiled"
+_MOUNTED = "/mnt/wheels"
 
 
 def wheels(
@@ -46,8 +47,36 @@ def wheels(
     return fetched.directory(_OUT)
 
 
+def torch_layer(
+    bottom: Container,
+    installer: Container,
+    spec: ImageSpec,
+    fetched: Directory,
+    pins: Sequence[str],
+    inputs: Inputs,
+) -> Container:
+    """Return the bottom of the image with wheels installed into a new virtual environment."""
+    binary = uv_binary(installer)
+    install = [
+        "pip", "install", "--python", f"{VENV}/bin/python", "--no-index", "--no-cache",
+        "--find-links", _MOUNTED, "--compile-bytecode", "--link-mode", "copy", *pins,
+    ]  # fmt: skip
+    return (
+        bottom.with_(lambda c: uv(c, binary, inputs, ["venv", "--python", python(spec), VENV]))
+        .with_mounted_directory(_MOUNTED, fetched)
+        .with_(lambda c: uv(c, binary, inputs, install))
+        .without_mount(_MOUNTED)
+    )
+
+
+def layer_pins(spec: ImageSpec, torch: TorchSpec) -> list[str]:
+    """Return what is installed of the directory of all wheels."""
+    return ["pip", *torch.pins, *(["intel-openmp"] if spec.mkl else [])]
+
+
 def wheel_stages(
     base: Container,
+    bottom: Container,
     installer: Container,
     spec: ImageSpec,
     torch: TorchSpec,
@@ -56,7 +85,9 @@ def wheel_stages(
 ) -> dict[str, Container | Directory]:
     """Return every stage up to ``wheels``, the directory with all of them, lazy.
 
-    `stored` are finished wheels by key; what is in it is not compiled.
+    `base` is what is compiled on, and `bottom` what the image has below torch: a wheel is checked
+    there, where nothing of the toolchain can stand in for what it should bring along. `stored` are
+    finished wheels by key; what is in it is not compiled.
     """
     compiled = [stored[wheel.key] for wheel in torch.compiled if wheel.key in stored]
     stages: dict[str, Container | Directory] = {}
@@ -69,7 +100,9 @@ def wheel_stages(
         fetched = torch_wheels(installer, spec, torch, inputs, compiled[:1])
         stages |= {"toolchain": tools, **own}
         stages |= {"torch-tools": ready, "torch-source": code, "torch-wheel": made}
-        stages["torch-check"] = with_wheels(tools, fetched, torch.pins[:1])
+        stages["torch-check"] = torch_layer(
+            bottom, installer, spec, fetched, torch.pins[:1], inputs
+        )
     if (wheel := torch.vision_wheel) and wheel.key not in stored:
         fetched = fetched or torch_wheels(installer, spec, torch, inputs, compiled)
         tools = toolchain(base, wheel.toolchain, inputs)
@@ -80,7 +113,10 @@ def wheel_stages(
         stages |= {"toolchain": tools, "torchvision-tools": ready}
         stages |= {"torchvision-source": code, "torchvision-wheel": made}
         everything = wheels(installer, spec, torch, inputs, compiled, fetched)
-        stages["torchvision-check"] = with_wheels(ready, everything, torch.pins)
+        # The same layer as the image's own, so it is made once.
+        stages["torchvision-check"] = torch_layer(
+            bottom, installer, spec, everything, layer_pins(spec, torch), inputs
+        )
     return stages | {"wheels": wheels(installer, spec, torch, inputs, compiled, fetched)}
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,7 @@ from dagger import dag
 
 from pipeline.spec import BaseSpec, SourceSpec
 from pipeline.stages.inputs import Access
-from pipeline.stages.source import git_config, source
+from pipeline.stages.source import ABOUT, git_config, source
 from tests.graph.graph import everything
 
 BASE = BaseSpec(
@@ -61,6 +65,50 @@ def test_a_password_in_a_url_is_a_secret_and_nothing_else(kind: str) -> None:
     assert PASSWORD not in repr(keyed(with_password))
     if kind == "git":
         assert keyed(with_password) == keyed(graph(OUTER))
+
+
+def test_a_signature_in_the_url_of_a_tarball_is_for_its_download_alone() -> None:
+    signed = [
+        graph(f"https://me:{PASSWORD}@host.invalid/torch.tar.gz?sign={it}#top", kind="archive")
+        for it in ("one", "other")
+    ]
+    asked = [it.args["url"] for it in everything(signed[0]) if it.name == "http"]
+    assert asked == ["https://host.invalid/torch.tar.gz?sign=one#top"]
+    assert execs_of(signed[0]) == execs_of(signed[1])
+    assert "https://host.invalid/torch.tar.gz" in execs_of(signed[0])[0]
+    assert "sign=" not in repr(execs_of(signed[0]))
+
+
+def apt_says(folder: Path, *, described: bool) -> dict[str, Any]:
+    """Return what is written of a source package, from a mirror with or without its .dsc."""
+    gets = "echo 'Version: v1' > v.dsc" if described else "echo 'v.dsc  404' >&2; exit 1"
+    programs = {
+        "apt-get": f"""case "$*" in
+            update*) ;;
+            *--tar-only*) mkdir v; touch v/setup.py; tar -czf v.orig.tar.gz v ;;
+            *) {gets} ;;
+            esac""",
+        "apt-cache": "exit 1",
+        "dpkg-source": "mkdir ../source",
+    }
+    (folder / "bin").mkdir(parents=True)
+    for name, script in programs.items():
+        (folder / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / "bin" / name).chmod(0o755)
+    (command,) = (it for it in execs_of(graph("vision", kind="apt")) if "apt-source" in it)
+    ours = [word.replace("/mnt/made", str(folder)) for word in command]
+    code = f"import os; os.execvp('sh', {ours})"
+    path = f"{folder / 'bin'}:{os.environ['PATH']}"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PATH": path})
+    about: dict[str, Any] = json.loads((folder / "source" / ABOUT).read_text())
+    return about
+
+
+def test_a_source_package_without_the_patches_says_so(tmp_path: Path) -> None:
+    same = {"kind": "apt", "location": "vision", "version": "v1"}
+    for described in (True, False):
+        about = apt_says(tmp_path / str(described), described=described)
+        assert about == same | {"patched": described}
 
 
 def test_the_user_of_a_repository_by_ssh_is_kept() -> None:

@@ -303,14 +303,14 @@ def test_a_stage_stands_on_what_the_plan_says_it_needs(name: str) -> None:
     earlier: dict[str, Any] = {}
     for stage, lazy in made.items():
         below = {other for other, it in earlier.items() if stands_on(lazy, it)}
-        # What one is checked in may be what the next is compiled in.
+        # What torchvision is checked in is the layer that the image has.
         same = {other for other in below if stands_on(earlier[other], lazy)}
         assert below - same == needs[stage] - same, stage
         earlier[stage] = lazy
 
 
 def test_the_probe_is_mounted_and_knows_whether_there_is_torch(built: Built) -> None:
-    lister = dag.file("cuobjdump", "")
+    lister = dag.file("cuobjdump", "") if built.spec.compiled else None
     probed = verify.probe(built.image, built.spec, lister)
     *_, mount, command = chain(probed)
     assert mount.name == "withMountedFile"
@@ -320,5 +320,4 @@ def test_the_probe_is_mounted_and_knows_whether_there_is_torch(built: Built) -> 
     torch = [] if built.spec.torch is None else ["--torch"]
     (where,) = [args["path"] for args in calls(probed, "withMountedFile")
                 if args["source"] is lister] or [""]  # fmt: skip
-    assert bool(where) == bool(built.spec.compiled)
     assert asked == [*torch, *([f"--code={where}"] if where else [])]

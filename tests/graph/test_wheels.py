@@ -17,7 +17,7 @@ from pipeline.stages import base, inputs, targets, verify
 from pipeline.stages.inputs import Compiling
 from pipeline.stages.packages import VENV
 from pipeline.stages.toolchain import TOOLS
-from tests.graph.graph import calls, chain, everything, execs, left_over, objects, stands_on
+from tests.graph.graph import calls, chain, everything, execs, left_over, stands_on
 from tests.unit.specs import spec
 
 COMPILED = {"build_mode": "include", "pytorch_version_tag": "v2.6.0", "cca": "7.5 8.6+PTX"}
@@ -386,20 +386,33 @@ def test_compiled_wheels_are_taken_by_their_paths(settings: dict[str, str]) -> N
     assert not any(f"{wheel.package}=={wheel.version}" in download for wheel in it.compiled)
 
 
-def test_each_wheel_is_checked_where_all_it_needs_is_installed() -> None:
+def test_each_wheel_is_checked_where_nothing_of_the_toolchain_is() -> None:
     it, made = build(COMPILED)
-    for wheel, pins in zip(it.compiled, (1, 2), strict=True):
+    assert it.torch is not None
+    wanted = ([it.torch.pins[0]], ["pip", *it.torch.pins, "intel-openmp"])
+    lister = dag.file("cuobjdump", "")
+    for wheel, pins in zip(it.compiled, wanted, strict=True):
         check = made[f"{wheel.package}-check"]
-        assert stands_on(check, made[f"{wheel.package}-wheel"])
-        *_, install = execs(check)
-        assert it.torch is not None
-        assert install[-pins:] == list(it.torch.pins[:pins])
-        *_, mount, probe = chain(verify.probe_wheel(check, wheel))
-        assert mount.name == "withMountedFile"
-        assert objects(mount)
-        asked = {"--torch", "--code=cuobjdump"} | ({"--no-vision"} if pins == 1 else set())
-        assert probe.args["args"][0] == f"{TOOLS}/bin/python"
+        assert chain(check)[1].args == {"address": it.base.image}
+        commands = list(execs(check))
+        assert commands[-1][-len(pins) :] == pins
+        assert "--no-index" in commands[-1]
+        words = {word for command in commands for word in command}
+        assert words.isdisjoint({"nvidia-cuda-toolkit", f"{TOOLS}/bin/pip"})
+        wheels = calls(check, "withMountedDirectory")[-1]["source"]
+        assert stands_on(wheels, made[f"{wheel.package}-wheel"])
+        *_, program, _, probe = chain(verify.probe_wheel(check, wheel, lister))
+        assert program.args["source"] is lister
+        asked = {"--torch", f"--code={program.args['path']}"}
+        asked |= {"--no-vision"} if wheel.package == "torch" else set()
+        assert probe.args["args"][0] == f"{VENV}/bin/python"
         assert {word for word in probe.args["args"] if word.startswith("--")} == asked
+
+
+def test_the_last_check_is_made_in_the_layer_that_the_image_has() -> None:
+    made = stages(COMPILED)
+    assert stands_on(made["torch"], made["torchvision-check"])
+    assert stands_on(made["torchvision-check"], made["torch"])
 
 
 def test_wheels_from_an_index_need_nothing_that_compiles() -> None:

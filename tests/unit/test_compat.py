@@ -64,7 +64,6 @@ def source(
     wanted: str = "8.0",
     distribution: str = "ubuntu 22.04",
     python: str = "",
-    cudnn: str = "",
 ) -> tuple[Problem, ...]:
     release = torch(version)
     return rules.check_source(
@@ -74,7 +73,6 @@ def source(
         of_cuda,
         arches(wanted),
         dist=dist(*distribution.split()),
-        cudnn=cudnn,
     )
 
 
@@ -405,12 +403,12 @@ REFUSALS: dict[str, tuple[Callable[[], object], str, tuple[str, ...]]] = {
         ("not on record", "13.2, 13.3", "BUILD_MODE=exclude"),
     ),
     "cuDNN too new for old GPUs": (
-        lambda: source("2.14.1", "12.6", "7.0 8.0", cudnn="9.13.0.50"),
+        lambda: rules.check_cudnn(torch("2.14.1"), "9.13.0.50", arches("7.0 8.0")),
         "CUDNN_VERSION",
         ("Volta: V100", "9.10.2.21", "conda-forge/cudnn-feedstock"),
     ),
     "cuDNN too new for the source": (
-        lambda: source("2.2.0", "12.1", cudnn="9.1.0.70"),
+        lambda: rules.check_cudnn(torch("2.2.0"), "9.1.0.70", []),
         "CUDNN_VERSION",
         ("torch 2.2.0 compiles with cuDNN 8", "https://github.com/spack"),
     ),

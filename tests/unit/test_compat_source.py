@@ -181,13 +181,13 @@ def test_a_refusal_says_what_why_and_what_next(case: str) -> None:
 
 def tools(version: str) -> dict[str, str]:
     """Return the versions of the tools, for the newest Python of those it tells apart."""
-    text = (ROOT / "reqs" / source.build_tools(torch(version))).read_text()
+    text = (ROOT / "reqs" / torch(version).tools).read_text()
     return dict(re.findall(r"^([\w-]+)==(\S+)", text, re.MULTILINE))
 
 
 @pytest.mark.parametrize("version", tables.torch())
 def test_the_tools_of_each_torch_are_pinned_with_hashes(version: str) -> None:
-    text = (ROOT / "reqs" / source.build_tools(torch(version))).read_text()
+    text = (ROOT / "reqs" / torch(version).tools).read_text()
     assert text.startswith("# Build tools of torch ")
     assert "://" not in text, "whose index it is, is the user's to say"
     pinned = re.findall(r"^[\w-]+==\S+", text, re.MULTILINE)
@@ -345,6 +345,36 @@ def test_what_a_refusal_of_cuda_proposes_is_accepted(distribution: tables.Distri
             if "LINUX_DISTRO" in proposed:
                 other = dist(proposed["LINUX_DISTRO"], proposed["DISTRO_VERSION"])
                 assert isinstance(toolkit.toolkit(other, of_cuda, asked), str)
+
+
+@pytest.mark.parametrize(
+    ("image", "sets"),
+    [
+        ("nvidia/cuda:12.6.3-cudnn-devel-ubuntu24.04", []),
+        ("nvidia/cuda:12.0.1-cudnn8-devel-ubuntu22.04", []),
+        ("nvidia/cuda:13.0.3-cudnn-devel-ubuntu24.04", ["wheels"]),
+    ],
+)
+def test_what_serves_instead_of_an_image_to_compile_in(image: str, sets: list[str]) -> None:
+    step = toolkit.instead_of_image(image)
+    assert re.findall(r"set CUDA_SOURCE=(\w+)", step) == sets
+    assert "a mirror of docker.io" in step
+
+
+@pytest.mark.parametrize(
+    "image", ["debian:trixie-slim", "nvidia/cuda:12.6.3-base-ubuntu24.04", "nvidia/cuda:devel"]
+)
+def test_another_image_is_none_to_compile_in(image: str) -> None:
+    assert toolkit.instead_of_image(image) == ""
+
+
+@pytest.mark.parametrize("distribution", lookup.distributions(), ids=str)
+def test_what_serves_instead_of_an_image_is_accepted(distribution: tables.Distribution) -> None:
+    for of_cuda in tables.cuda():
+        image = toolkit.nvidia_image(of_cuda, "", "devel", distribution)
+        if isinstance(image, str):
+            for asked in re.findall(r"CUDA_SOURCE=(\w+)", toolkit.instead_of_image(image)):
+                assert toolkit.toolkit(distribution, of_cuda, asked) == asked
 
 
 @pytest.mark.parametrize(("of_cuda", "does"), [("12.4", False), ("12.6.3", False), ("12.8", True)])

@@ -1,4 +1,4 @@
-"""The README says what the code does, and the shell completes what the README names."""
+"""The README says what the code does; the shell and the workflows name what there is."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.settings import HIDDEN, NAMES, shown
 from tests import readme
 from tests.unit.running import ROOT, checkout, run
+from tests.unit.specs import spec
 
 
 def test_the_generated_parts_of_the_readme_are_those_of_the_code() -> None:
@@ -53,3 +55,34 @@ def test_a_shell_completes_verbs_and_settings(tmp_path: Path) -> None:
     with checkout(tmp_path):
         assert completed("cresset bu") == ["build", "build-only"]
         assert "--pytorch-version-tag" in completed("cresset build --pytorch")
+
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+def test_what_the_compile_workflow_asks_for_shapes_the_wheels() -> None:
+    text = (ROOT / ".github" / "workflows" / "compile-once.yml").read_text()
+    asked = dict(re.findall(r"^ +([A-Z_]+): \$\{\{ inputs\.(\w+) \}\}$", text, re.MULTILINE))
+    one = {"CCA": "8.6", "PYTORCH_VERSION_TAG": "v2.6.0", "CUDA_VERSION": "12.6"}
+    other = {"CCA": "7.5", "PYTORCH_VERSION_TAG": "v2.7.0", "CUDA_VERSION": "12.8"}
+    assert asked == {name: name.lower() for name in one}
+    assert set(re.findall(r"inputs\.(\w+)", text)) == {*asked.values(), "link"}
+
+    def keys(settings: dict[str, str]) -> list[str]:
+        lower = {name.lower(): value for name, value in settings.items()}
+        it = spec(build_mode="include", linux_distro="ubuntu", **lower)
+        return [wheel.key for wheel in it.compiled]
+
+    # The releases differ in the CUDA versions that they know.
+    for name in ("CCA", "PYTORCH_VERSION_TAG"):
+        assert keys(one | {name: other[name]}) != keys(one)
+    assert keys(other | {"CUDA_VERSION": one["CUDA_VERSION"]}) != keys(other)
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_what_may_hold_a_password_is_no_variable_of_a_workflow(workflow: Path) -> None:
+    # Variables stand unmasked in the log, and secrets do not:
+    # https://docs.github.com/en/actions/concepts/workflows-and-actions/variables
+    addresses = {name for name in NAMES if HIDDEN in shown("me:hunter2@host", name)}
+    assert "CACHE_URL" in addresses
+    assert addresses.isdisjoint(re.findall(r"\bvars\.(\w+)", workflow.read_text()))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from pipeline import caches
 from pipeline.host import objects
 
 HOUR = 3600
@@ -59,6 +62,36 @@ def test_what_was_never_finished_goes_though_there_is_room(tmp_path: Path) -> No
     put(tmp_path, name(3), 100, hours_ago=3)
     assert objects.trim(tmp_path, 1000) == 100
     assert left(tmp_path) == {f"{name(2)}#12", name(3)}
+
+
+def test_without_a_bound_only_what_was_never_finished_goes(tmp_path: Path) -> None:
+    put(tmp_path, f"{name(1)}#1", 100, hours_ago=2)
+    put(tmp_path, name(2), 100, hours_ago=1000)
+    assert objects.trim(tmp_path, None) == 100
+    assert left(tmp_path) == {name(2)}
+
+
+@pytest.mark.parametrize("is_named", [False, True], ids=["default", "named"])
+def test_only_the_default_folder_is_kept_within_bounds(
+    is_named: bool, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkout / "team" if is_named else checkout / "cache" / "cresset" / "ccache"
+    put(folder, name(1), 100, hours_ago=10)
+    put(folder, name(2), 100, hours_ago=5)
+    # The engine's side of it; what is served here is real.
+    fake_dag = mock.MagicMock()
+    service = fake_dag.host.return_value.service.return_value.with_hostname.return_value
+    service.start = mock.AsyncMock(return_value=service)
+    service.stop = mock.AsyncMock(return_value=service)
+    monkeypatch.setattr(caches, "dag", fake_dag)
+    monkeypatch.setattr(caches, "_FOLDER_BYTES", 100)
+
+    async def build() -> None:
+        async with caches.objects(str(folder) if is_named else "", pytest.fail):
+            pass
+
+    asyncio.run(build())
+    assert left(folder) == ({name(1), name(2)} if is_named else {name(2)})
 
 
 def test_only_objects_go(tmp_path: Path) -> None:

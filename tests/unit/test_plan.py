@@ -98,7 +98,7 @@ def test_only_what_is_compiled_is_a_step_of_compiling(
     around = ["base", "installer", "system"], ["wheels", "torch", "apt", "pip", "image"]
     assert names(plan(it)) == [*around[0], *compiling, *around[1], "verify", "deliver"]
     if compiling:
-        assert names(wheel_plan(it)) == ["base", "installer", *compiling, "export"]
+        assert names(wheel_plan(it)) == ["base", "installer", "system", *compiling, "export"]
 
 
 def test_the_devel_image_compiles_no_more_than_it_needs() -> None:

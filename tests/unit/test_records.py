@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import records, store
+from pipeline import records
 from pipeline.records import Record
 from pipeline.run import Compiled
-from pipeline.settings import load
 from pipeline.spec import WheelSpec
-from pipeline.store import Folder, Registry
 from tests.unit.running import run
 from tests.unit.specs import spec
 
@@ -88,6 +86,19 @@ def test_one_that_the_cache_did_is_better_than_none() -> None:
     assert records.estimate(records.job(torch())) == took(torch(), 60, hits=90, misses=10)
 
 
+def test_of_the_same_source_what_the_cache_did_least_goes_first() -> None:
+    for seconds, misses in ((112, 30), (400, 40), (4, 0)):
+        records.keep(took(torch(), seconds, hits=1000 - misses, misses=misses))
+    assert (found := records.estimate(records.job(torch())))
+    assert found.seconds == 400
+
+
+def test_the_same_source_goes_before_another_of_the_variant() -> None:
+    records.keep(took(torch(), 1))
+    records.keep(took(torch(torch_ref="1" * 40), 2))
+    assert records.estimate(records.job(torch())) == took(torch(), 1)
+
+
 def test_torchvision_says_nothing_of_torch() -> None:
     records.keep(took(spec(**COMPILED).compiled[1], 60))
     assert records.estimate(records.job(torch())) is None
@@ -145,35 +156,6 @@ def test_the_same_source_for_the_same_gpus_has_been_seen() -> None:
     assert not records.seen(took(torch(torch_ref="1" * 40), 2))
 
 
-# The wheel store
-
-
-def settings(**values: str) -> store.Store | None:
-    return store.store(load(values, environ={}, env_file=Path("/nonexistent")).settings)
-
-
-def test_the_store_is_in_the_registry_else_in_a_folder(checkout: Path) -> None:
-    assert settings() == Folder(checkout / "cache" / "cresset" / "wheels")
-    named = settings(registry="localhost:5000", image_name="team/Cresset:tag")
-    assert named == Registry("localhost:5000/team/cresset-wheels")
-    assert settings(wheel_store="off") is None
-    assert settings(wheel_store="off", registry="localhost:5000") is None
-
-
-def test_a_folder_has_a_wheel_by_its_key(tmp_path: Path) -> None:
-    it = Folder(tmp_path)
-    assert not it.has(torch())
-    (tmp_path / f"{torch().variant}-{torch().key[:16]}").mkdir()
-    assert it.has(torch())
-    assert not it.has(torch(torch_flags="USE_GLOO=0"))
-    assert torch(torch_flags="USE_GLOO=0").variant == torch().variant
-
-
-def test_half_a_wheel_is_none(tmp_path: Path) -> None:
-    (tmp_path / f".{torch().variant}-{torch().key[:16]}.1").mkdir()
-    assert not Folder(tmp_path).has(torch())
-
-
 # What the plan says of it
 
 
@@ -189,10 +171,15 @@ def test_the_plan_says_what_is_expected_of_each_compile() -> None:
     records.keep(took(torch(), 7200))
     said = plan()
     assert (
-        f"torch-wheel        is compiled; {torch().variant} took 120 min with 8 jobs, "
-        "12.0 GB of memory and 300 MB of disk" in said
+        f"torch-wheel        is compiled; {torch().variant} took 120 min with 8 jobs and 12.0 GB "
+        "of memory for a wheel of 300 MB, with 0 of 100 objects from the compiler cache\n" in said
     )
     assert said.count("is compiled; none is on record") == 1
+
+
+def test_the_plan_says_where_a_time_is_that_of_the_compiler_cache() -> None:
+    records.keep(took(torch(), 112, hits=97, misses=3))
+    assert "97 of 100 objects from the compiler cache: without them it takes longer" in plan()
 
 
 def test_the_plan_says_what_is_in_the_store(checkout: Path) -> None:
@@ -214,7 +201,20 @@ def test_a_magma_of_ones_own_is_expected_before_torch() -> None:
     records.keep(records.record(job, FACTS, 100_000_000))
     after = plan(own)
     assert "magma              is compiled; magma-2.9.0-cu124-sm86-trixie took 120 min" in after
+    assert "for a library of 100 MB" in after
     assert records.magma_job(torch()) is None
+
+
+def test_of_the_devel_image_only_magma_is_expected(checkout: Path) -> None:
+    assert json.loads(plan("devel", "--json"))["compile"] == []
+    # Its torch may be in the store, and MAGMA is compiled all the same.
+    wheel = torch(magma_source="git")
+    kept = checkout / "cache" / "cresset" / "wheels" / f"{wheel.variant}-{wheel.key[:16]}"
+    kept.mkdir(parents=True)
+    said = json.loads(plan("devel", "--magma-source=git", "--json"))
+    (magma,) = said["compile"]
+    assert magma["stage"] in {step["name"] for step in said["steps"]}
+    assert (magma["package"], magma["store"]) == ("magma", "")
 
 
 def test_wheels_of_an_index_are_nothing_to_expect() -> None:

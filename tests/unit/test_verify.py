@@ -30,6 +30,7 @@ GOOD: dict[str, Any] = {
         "version": "2.6.0+cu124",
         "git": "1eba9b3aa3c43f86f4a2c807ac8e12c4a7767340",
         "vision": "0.21.0+cu124",
+        "nvjpeg": True,
         "cuda": "12.4",
         "arches": ["sm_80", "sm_90", "compute_90"],
         "mkl": True,
@@ -39,6 +40,18 @@ GOOD: dict[str, Any] = {
         "nccl": True,
         "gloo": True,
         "config": "PyTorch built with: BLAS_INFO=mkl, USE_CUDNN=ON",
+        "features": {
+            "USE_CUSPARSELT": True,
+            "USE_FBGEMM": True,
+            "USE_FLASH_ATTENTION": True,
+            "USE_KINETO": True,
+            "USE_MKLDNN": True,
+            "USE_NUMPY": True,
+            "USE_OPENMP": True,
+            "USE_PYTORCH_QNNPACK": True,
+            "USE_TENSORPIPE": True,
+            "USE_XNNPACK": True,
+        },
         "tensor_op": "ok",
         "vision_op": "ok",
         "image_codecs": "ok",
@@ -50,7 +63,8 @@ GOOD: dict[str, Any] = {
 
 # What only a compiled wheel is asked for.
 OF_WHEELS = {
-    "git", "magma", "cudnn", "config", "code", "missing", "lapack", "nccl", "gloo",
+    "git", "magma", "cudnn", "config", "features", "code", "missing", "lapack", "nccl", "gloo",
+    "nvjpeg",
 }  # fmt: skip
 
 
@@ -112,7 +126,7 @@ def test_every_kind_of_fact_can_fail() -> None:
     judged = {name for name in GOOD if name not in {"prefix", "preload", "torch"}}
     judged |= {f"torch__{name}" for name in GOOD["torch"].keys() - OF_WHEELS}
     assert judged <= WRONG.keys()
-    assert {fact for fact, _, _ in WRONG_IN_WHEELS} == OF_WHEELS
+    assert {fact for fact, _, _ in WRONG_IN_WHEELS} == OF_WHEELS - {"nvjpeg"}
 
 
 def test_a_gpu_that_works_and_none_at_all_are_no_mistake() -> None:
@@ -174,6 +188,7 @@ CODE = {
     "torchvision/_C.so": ["sm_86"],
     "torchvision.libs/libnvjpeg-4ac9ff42.so.12": ["compute_90", "sm_50", "sm_90"],
 }
+FEATURES = GOOD["torch"]["features"]
 SITE = "/opt/build/lib/python3.13/site-packages"
 
 WRONG_IN_WHEELS: list[tuple[str, Any, list[str]]] = [
@@ -191,6 +206,12 @@ WRONG_IN_WHEELS: list[tuple[str, Any, list[str]]] = [
      ["torch.libs/libopenblas", "needs libgfortran.so.5"]),
     ("config", "BLAS_INFO=open", ["MKL='not in it'", "allowed: in it"]),
     ("cudnn", None, ["cuDNN='not in it'", "allowed: in it"]),
+    ("cudnn", 90800, ["cuDNN='90800'", "allowed: 90100"]),
+    *[
+        ("features", FEATURES | {flag: False}, [f"{flag}='not in it'", "allowed: in it"])
+        for flag in FEATURES
+        if flag != "USE_XNNPACK"
+    ],
     ("magma", False, ["MAGMA='not in it'", "allowed: in it"]),
     ("lapack", False, ["LAPACK='not in it'", "allowed: in it"]),
     ("nccl", False, ["NCCL='not in it'", "allowed: in it"]),
@@ -251,7 +272,7 @@ def test_what_torch_compiles_for_besides_is_no_mistake() -> None:
         pytorch_version_tag="v2.7.0", cca="8.6 9.0", build_mode="include", linux_distro="ubuntu"
     )
     torch, vision = it.compiled
-    version: dict[str, Any] = {"version": "2.7.0+cu126", "vision": "0.22.0+cu126"}
+    version: dict[str, Any] = {"version": "2.7.0+cu126", "vision": "0.22.0+cu126", "cudnn": 90501}
     asked = ["sm_86", "sm_90"]
     for code in (asked, [*asked, "sm_89"], [*asked, "sm_89", "sm_90a"]):
         assert of_wheel(wheel=torch, code={"torch/lib/libtorch_cuda.so": code}, **version) == []
@@ -295,7 +316,15 @@ def test_what_torch_lacks_is_not_torchvisions_fault() -> None:
     [
         ({"torch_flags": "USE_CUDNN=OFF"}, {"cudnn": None}),
         ({"torch_flags": "USE_NCCL=0"}, {"nccl": False}),
-        ({"torch_flags": "USE_DISTRIBUTED=0"}, {"nccl": False, "gloo": False}),
+        (
+            {"torch_flags": "USE_DISTRIBUTED=0"},
+            {"nccl": False, "gloo": False, "features": FEATURES | {"USE_TENSORPIPE": False}},
+        ),
+        ({"torch_flags": "USE_KINETO=0"}, {"features": FEATURES | {"USE_KINETO": False}}),
+        (
+            {"torch_flags": "USE_FLASH_ATTENTION=0"},
+            {"features": FEATURES | {"USE_FLASH_ATTENTION": False}},
+        ),
         ({"magma_source": "off"}, {"magma": False}),
         ({"mkl_mode": "exclude"}, {"config": "BLAS_INFO=open"}),
     ],
@@ -309,6 +338,26 @@ def test_what_is_switched_off_on_purpose_is_not_missed(
     said = of_wheel(wheel=it.compiled[0])
     assert len(said) == len(facts)
     assert all("in it'" in line for line in said)
+
+
+def test_what_a_torch_has_no_word_for_and_no_flag_asks_is_not_judged() -> None:
+    untold = {name: it for name, it in FEATURES.items() if name != "USE_CUSPARSELT"}
+    assert of_wheel(features=untold) == []
+    assert "USE_XNNPACK" not in dict(COMPILED.compiled[0].flags)
+    assert of_wheel(features=FEATURES | {"USE_XNNPACK": False}) == []
+
+
+def test_an_older_cudnn_numbers_itself_otherwise() -> None:
+    torch = COMPILED.compiled[0].model_copy(update={"requires": ("nvidia-cudnn-cu12==8.9.2.26",)})
+    assert of_wheel(wheel=torch, cudnn=8902) == []
+    (said,) = of_wheel(wheel=torch, cudnn=8907)
+    assert "cuDNN='8907'" in said
+    assert "allowed: 8902" in said
+
+
+def test_torchvision_decodes_on_the_gpu() -> None:
+    (said,) = of_wheel(1, nvjpeg=False)
+    assert said.startswith("nvJPEG='not in it': torchvision tells it otherwise")
 
 
 def test_a_tag_is_no_commit_to_compare() -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from pipeline import run
 from pipeline.compat.flags import torch_flags, vision_flags
-from pipeline.errors import ConfigError, Problem
+from pipeline.errors import BuildError, ConfigError, Problem
 from pipeline.host import repository
+from pipeline.plan import plan
+from pipeline.report import Report
 from pipeline.settings import load
 from pipeline.spec import SourceSpec, WheelSpec
 from pipeline.validate_source import unread, unresolved
@@ -158,8 +162,9 @@ def tarball(folder: Path) -> dict[str, str]:
 def test_the_same_tarball_is_the_same_source_anywhere(tmp_path: Path) -> None:
     source = tarball(tmp_path)
     here = keys(**source)
-    there = keys(**source | {"torch_url": "https://me:secret@mirror.invalid/v2.6.0.tar.gz"})
-    assert here == there
+    there = "https://me:secret@mirror.invalid/v2.6.0.tar.gz"
+    assert keys(**source | {"torch_url": there}) == here
+    assert keys(**source | {"torch_url": f"{there}?X-Amz-Signature=secret#top"}) == here
 
 
 def test_the_same_working_tree_is_the_same_source_anywhere(tmp_path: Path) -> None:
@@ -180,6 +185,17 @@ def test_a_login_is_no_part_of_a_key_and_of_no_name() -> None:
     assert "hunter2" not in with_login.model_dump_json()
     # Yet it is what the source is fetched with.
     assert with_login.compiled[0].source.location == url.format("me:hunter2@")
+
+
+def test_a_signature_in_the_url_of_a_tarball_is_no_part_of_where_it_lies() -> None:
+    url = "https://host.invalid/torch.tar.gz"
+    signed = f"{url}?X-Amz-Signature=hunter2#hunter2"
+    it = spec(**COMPILED, torch_source="archive", torch_url=signed, torch_sha256=SHA256)
+    assert it.compiled[0].source.location == signed
+    assert it.compiled[0].source.public_location == url
+    assert "hunter2" not in it.model_dump_json() + repr(plan(it))
+    odd = SourceSpec(kind="path", location="/home/me/what?#1")
+    assert odd.public_location == odd.location
 
 
 def test_only_the_files_that_a_compile_reads_are_in_its_key(tmp_path: Path) -> None:
@@ -431,6 +447,7 @@ def test_magma_comes_from_where_it_serves(settings: dict[str, str], kind: str | 
 
 def flags(cca: str = "8.6", kind: Any = "git", **more: Any) -> dict[str, str]:
     given: dict[str, Any] = {"mkl": True, "magma": True, "compress": False, "asked": {}}
+    given["packages"] = []
     return torch_flags(arches(cca), kind, **given | more)
 
 
@@ -464,6 +481,16 @@ def test_what_is_linked_is_what_the_flags_say() -> None:
     assert dict(wheels(mkl_mode="exclude")[0].flags)["BLAS"] == "OpenBLAS"
 
 
+def test_what_only_some_cuda_versions_have_is_linked_where_the_wheel_requires_it() -> None:
+    on = {"linux_distro": "ubuntu", "distro_version": "22.04", "pytorch_version_tag": "v2.7.0"}
+    for cuda, cufile in (("11.8", "0"), ("12.6", "1")):
+        torch = wheels(**on, cuda_version=cuda, python_version="3.10")[0]
+        told = dict(torch.flags)
+        assert told["USE_CUFILE"] == cufile
+        for flag, package in (("USE_CUFILE", "nvidia-cufile"), ("USE_CUSPARSELT", "cusparselt")):
+            assert (told[flag] == "1") is any(package in pin for pin in torch.requires)
+
+
 def test_flags_of_torch_do_not_reach_torchvision() -> None:
     _, vision = wheels(torch_flags="USE_GLOO=0")
     own = vision_flags(compress=False)
@@ -485,6 +512,8 @@ def test_gpu_code_is_compressed_for_size_where_nvcc_can() -> None:
         ("TORCH_CUDA_ARCH_LIST=8.0", "CCA"),
         ("USE_MAGMA=1", "MAGMA_SOURCE"),
         ("USE_CUDA=0", "CUDA_VERSION"),
+        ("USE_ROCM=1", "CUDA_VERSION"),
+        ("USE_XPU=1", "CUDA_VERSION"),
         ("BLAS=OpenBLAS", "MKL_MODE"),
         ("MAX_JOBS=3", "MAX_JOBS"),
         ("PYTORCH_BUILD_VERSION=9", "PYTORCH_VERSION_TAG"),
@@ -546,6 +575,102 @@ def test_the_tag_of_one_release_is_not_built_as_another(part: str, ref: str, set
     (problem,) = refused.value.problems
     assert problem.field == f"{part.upper()}_REF"
     assert problem.next_step == f"set {setting}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "value"),
+    [
+        ({"magma_source": "git", "magma_ref": "v2.10.0"}, "MAGMA_REF", "v2.10.0"),
+        ({"magma_source": "git", "magma_ref": "v2.10.0-rc1"}, "MAGMA_REF", "v2.10.0-rc1"),
+        ({"magma_url": "https://me:s3cret@host.invalid/magma-2.10.0.tar.gz?sign=s3cret"},
+         "MAGMA_URL", "magma-2.10.0.tar.gz"),
+        ({"magma_url": "/nonexistent/magma-2.10.0.tar.gz"}, "MAGMA_URL", "magma-2.10.0.tar.gz"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_one_magma_is_not_compiled_as_another(
+    settings: dict[str, str], field: str, value: str
+) -> None:
+    given = {"magma_source": "archive", "magma_sha256": SHA256} | settings
+    with pytest.raises(ConfigError) as refused:
+        wheels(**given)
+    (problem,) = refused.value.problems
+    assert (problem.field, problem.value) == (field, value)
+    assert problem.next_step == "set MAGMA_RELEASE=2.10.0"
+    assert "s3cret" not in str(problem)
+
+
+def test_the_magma_that_is_proposed_in_its_place_is_compiled() -> None:
+    url = "https://host.invalid/magma-2.10.0.tar.gz"
+    tarball, tag = {"magma_url": url, "magma_sha256": SHA256}, {"magma_ref": "v2.10.0"}
+    for way in (tarball, tag | {"magma_source": "git"}):
+        torch, _ = wheels(pytorch_version_tag="v2.13.0", magma_release="2.10.0", **way)
+        assert torch.magma is not None
+        assert torch.magma.version == "2.10.0"
+
+
+@pytest.mark.parametrize("name", ["magma-2.9.0.tar.gz", "magma-2.9.0-patched.tgz", "v1.2.3.tar.gz"])
+def test_a_magma_of_the_chosen_version_or_of_no_known_one_is_taken(name: str) -> None:
+    url = f"https://host.invalid/magma-2.10.0/{name}?of=/magma-2.10.0"
+    torch, _ = wheels(magma_source="archive", magma_url=url, magma_sha256=SHA256)
+    assert torch.magma is not None
+    assert torch.magma.source.location == url
+
+
+@pytest.mark.parametrize(
+    ("mode", "torch", "vision"), [("exclude", "2.6.0", "0.21.0"), ("include", "2.7.0", "0.22.0")]
+)
+def test_the_version_of_a_wheel_goes_before_the_tag_as_build_mode_says(
+    mode: str, torch: str, vision: str
+) -> None:
+    both = {
+        "pytorch_version": "2.6.0", "pytorch_version_tag": "v2.7.0",
+        "torchvision_version": "0.21.0", "torchvision_version_tag": "v0.22.0",
+    }  # fmt: skip
+    on = {"linux_distro": "ubuntu", "cuda_version": "12.6", "vision_source": "git"}
+    found = spec(**COMPILED | both | on | {"build_mode": mode}).torch
+    assert found is not None
+    assert (found.version, found.vision) == (torch, vision)
+
+
+def test_a_refusal_names_the_setting_that_was_read() -> None:
+    both = {"pytorch_version": "2.6.9", "pytorch_version_tag": "v2.6.0"}
+    for settings, field, value in (
+        ({"build_mode": "exclude"} | both, "PYTORCH_VERSION", "2.6.9"),
+        ({"pytorch_version": "2.6.9", "pytorch_version_tag": ""}, "PYTORCH_VERSION", "2.6.9"),
+        ({"pytorch_version": "2.6.0", "pytorch_version_tag": "v2.6.9"},
+         "PYTORCH_VERSION_TAG", "v2.6.9"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError) as refused:
+            wheels(vision_source="git", **settings)
+        (problem,) = refused.value.problems
+        assert (problem.field, problem.value) == (field, value)
+        assert f"set {field}=" in problem.next_step
+
+
+@pytest.mark.parametrize(
+    ("base_image", "says"),
+    [
+        ("", "set CUDA_SOURCE=wheels, or name a mirror of docker.io"),
+        ("mirror.invalid/ubuntu:24.04", "set CUDA_SOURCE=wheels, or name a mirror of docker.io"),
+        ("nvidia/cuda:13.0.2-cudnn-devel-ubuntu24.04", "set BASE_IMAGE"),
+    ],
+)
+def test_an_image_to_compile_in_that_cannot_be_pulled_has_another_way_than_a_base(
+    base_image: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unavailable(_: object) -> str:
+        return "denied"
+
+    monkeypatch.setattr("pipeline.engine.session.why_unavailable", unavailable)
+    on = {"linux_distro": "ubuntu", "pytorch_version_tag": "v2.9.0", "cuda_version": "13.0"}
+    given = COMPILED | on | {"base_image": base_image}
+    base = spec(**given).compiled[0].toolchain.base
+    settings, report = load(given, environ={}).settings, cast("Report", None)
+    with pytest.raises(BuildError) as refused:
+        asyncio.run(run._base(base, settings, report, refresh=False))
+    assert base.image in refused.value.what
+    assert refused.value.next_step.startswith(says)
 
 
 def test_torchvision_alone_is_held_to_what_compiles() -> None:

@@ -5,6 +5,7 @@ keeps to the standard library, whatever the version of Python.
 """
 
 import base64
+import contextlib
 import glob
 import json
 import os
@@ -32,12 +33,17 @@ def main():
         "preload": os.environ.get("LD_PRELOAD", ""),
         "preload_errors": preload_errors(),
         "timezone_known": os.path.exists("/etc/localtime"),
-        "timezone": os.readlink("/etc/localtime").partition("/zoneinfo/")[2],
+        "timezone": timezone(),
         "torch": None,
     }
     if "--torch" in sys.argv:
         facts["torch"] = torch_facts()
     print(json.dumps(facts))
+
+
+def timezone():
+    link = "/etc/localtime"
+    return os.readlink(link).partition("/zoneinfo/")[2] if os.path.islink(link) else ""
 
 
 def left_over(pattern):
@@ -102,6 +108,7 @@ def torch_facts():
         "gloo": distributed(torch, "gloo"),
         "cudnn": torch.backends.cudnn.version() if torch.version.cuda else None,
         "config": torch.__config__.show(),
+        "features": features(torch),
         "tensor_op": check(lambda: tensor_op(torch)),
         "gpu": check(lambda: gpu(torch, torchvision)) if torch.cuda.is_available() else "none",
         "code": {},
@@ -109,6 +116,7 @@ def torch_facts():
     }
     if torchvision:
         facts["vision"] = torchvision.__version__
+        facts["nvjpeg"] = links(torchvision, "image", "libnvjpeg")
         facts["vision_op"] = check(lambda: vision_op(torch, torchvision))
         facts["image_codecs"] = check(lambda: image_codecs(torch, torchvision))
     tools = [it.partition("=")[2] for it in sys.argv if it.startswith("--code=")]
@@ -117,6 +125,51 @@ def torch_facts():
         facts["code"] = device_code(tools[0], folder, binaries)
         facts["missing"] = missing_libraries(binaries)
     return facts
+
+
+def features(torch):
+    """Map flags of torch's build to whether this torch says it has what they switch on.
+
+    Left out is what this version of torch has no word for.
+    """
+    import importlib
+
+    def module(name):
+        return importlib.import_module("torch." + name)
+
+    told = {
+        "USE_CUSPARSELT": lambda: module("backends.cusparselt").is_available(),
+        # Its engine is not supported by a CPU without AVX2.
+        "USE_FBGEMM": lambda: "-DUSE_FBGEMM" in torch.__config__.show(),
+        "USE_FLASH_ATTENTION": lambda: torch._C._is_flash_attention_available() is True,
+        "USE_KINETO": lambda: torch.autograd.kineto_available() is True,
+        "USE_MKLDNN": lambda: module("backends.mkldnn").is_available(),
+        "USE_NUMPY": lambda: has_numpy(torch),
+        "USE_OPENMP": lambda: module("backends.openmp").is_available(),
+        "USE_PYTORCH_QNNPACK": lambda: "qnnpack" in torch.backends.quantized.supported_engines,
+        "USE_TENSORPIPE": lambda: module("distributed.rpc").is_available(),
+        "USE_XNNPACK": lambda: module("backends.xnnpack").enabled,
+    }
+    found = {}
+    for flag, ask in told.items():
+        with contextlib.suppress(AttributeError, ImportError):
+            found[flag] = bool(ask())
+    return found
+
+
+def has_numpy(torch):
+    try:
+        torch.ones(1).numpy()
+    except RuntimeError as error:
+        # Without a NumPy beside it, it says that it is not available.
+        return "compiled" not in str(error)
+    return True
+
+
+def links(package, name, library):
+    """Say whether a package's extension links a library."""
+    (path,) = glob.glob(os.path.join(os.path.dirname(package.__file__), name + "*.so"))
+    return library in run("ldd", path)
 
 
 def distributed(torch, backend):
