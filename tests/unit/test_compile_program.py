@@ -280,7 +280,6 @@ def test_memory_is_what_the_container_may_use(
     meminfo = {"/proc/meminfo": "MemTotal:  16000000 kB\nMemAvailable:    8000000 kB\n"}
     files(monkeypatch, meminfo | limit)
     assert program.available() == kilobytes * 1024
-    assert program.job_count(1e12) == 1
 
 
 # The gate before the compilers
@@ -296,8 +295,51 @@ compiler() {
 def test_no_more_cuda_compilers_run_at_once_than_fit(tmp_path: Path) -> None:
     one_at_a_time = "program.cores, program.available = lambda: 16, lambda: 5e9"
     script = GATED + "compiler a.cu & compiler b.cu & compiler c.cu & wait"
-    done = compiles(tmp_path, script, machine=one_at_a_time, environ={"MAX_JOBS": "8"})
+    done = compiles(tmp_path, script, machine=one_at_a_time)
     assert done.lines("log") == ["begin", "end"] * 3
+
+
+def test_a_cuda_compiler_leaves_less_room_for_others(tmp_path: Path) -> None:
+    # Of 4 slots one for CUDA takes 3, so of the two C++ compilers one waits for the other.
+    script = (
+        GATED
+        + """
+    "$CCACHE_PREFIX" sh -c 'touch begun; until [ -e enough ]; do sleep 0.1; done' k.cu &
+    until [ -e begun ]; do sleep 0.1; done
+    compiler a.cpp & first=$!
+    compiler b.cpp & second=$!
+    wait $first $second
+    touch enough; wait
+    """
+    )
+    done = compiles(tmp_path, script, machine=MACHINE.replace("10e9", "6e9"))
+    assert done.lines("log") == ["begin", "end"] * 2
+
+
+def test_what_is_run_once_more_for_memory_has_half_the_slots(tmp_path: Path) -> None:
+    # 6 slots let two CUDA compilers run at once, 3 of them one.
+    script = (
+        GATED
+        + f"""
+    compiler a.cu & compiler b.cu & wait
+    [ $MAX_JOBS = 3 ] || {{ {KILLED}; }}
+    """
+    )
+    done = compiles(tmp_path, script, machine=MACHINE)
+    assert done.code == 0, done.said
+    assert done.lines("log") == ["begin", "begin", "end", "end", "begin", "end", "begin", "end"]
+
+
+def test_only_the_source_says_what_kind_of_compiler_it_is(tmp_path: Path) -> None:
+    # Upstream gives every CUDA file this definition.
+    define = "-DFLASH_NAMESPACE=pytorch_flash"
+    script = f"""
+    compiler() {{
+      "$CCACHE_PREFIX" sh -c 'touch "$0"; until [ -e "$1" ]; do sleep 0.1; done' "$@"
+    }}
+    compiler a.cu b.cu {define} -o a.cu.o & compiler b.cu a.cu {define} -o b.cu.o & wait
+    """
+    assert compiles(tmp_path, script, machine=MACHINE).code == 0
 
 
 @pytest.mark.parametrize("source", ["cpp", "cu"])
@@ -322,7 +364,7 @@ def test_flash_attention_has_fewer_slots_than_other_kernels(tmp_path: Path) -> N
 def test_a_compiler_that_calls_another_does_not_wait_for_itself(tmp_path: Path) -> None:
     one_at_a_time = "program.cores, program.available = lambda: 16, lambda: 5e9"
     script = """"$CCACHE_PREFIX" sh -c '"$CCACHE_PREFIX" sh -c "echo $0 >> log" $0' a.cu"""
-    done = compiles(tmp_path, script, machine=one_at_a_time, environ={"MAX_JOBS": "8"})
+    done = compiles(tmp_path, script, machine=one_at_a_time)
     assert done.code == 0, done.said
     assert done.lines("log") == ["a.cu"]
 

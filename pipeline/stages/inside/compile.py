@@ -24,9 +24,11 @@ SLOTS = "/tmp/slots"
 STATSLOG = "/tmp/ccache-stats.log"
 SOME = 100  # names of files, which tell why little was found
 
-# Bytes that one compiler takes at its worst. C++: the largest of PyTorch 2.6.0's own files. CUDA
-# and flash attention: pytorch issues 130443 and 124018, flash-attention pull request 2079.
-CPP, CUDA, FLASH = 1.5e9, 4e9, 5.3e9
+# Bytes that a C++ compiler takes at its worst (the largest of PyTorch 2.6.0's own files), and how
+# many times as much one for CUDA does (4 GB: pytorch issues 130443 and 124018), and for flash
+# attention (5.3 GB: flash-attention pull request 2079).
+SLOT = 1.5e9
+CUDA, FLASH = 3, 4
 
 PROBE = re.compile(r"/CMakeFiles/CMake(Scratch|Tmp)/")
 STEP = re.compile(r"\[(\d+)/(\d+)\]")
@@ -39,15 +41,17 @@ KILLED = re.compile(
 def main():
     record_path, command = sys.argv[1], sys.argv[3:]
     started = time.time()
-    jobs = int(os.environ.get("MAX_JOBS") or 0) or job_count(CPP)
+    fitting = max(1, int(available() // SLOT))
+    jobs = int(os.environ.get("MAX_JOBS") or 0) or min(cores(), fitting)
+    slots = max(jobs, fitting)
     attempts = []
     while True:
-        attempt = run(command, jobs)
+        attempt = run(command, jobs, slots)
         attempts.append(attempt)
         out_of_memory = attempt["code"] != 0 and not attempt["stopped"] and attempt["killed"]
         if not (out_of_memory and jobs > 1 and len(attempts) == 1):
             break
-        jobs = max(1, jobs // 2)
+        jobs, slots = jobs // 2, slots // 2
         say("killed for memory; once more with %d jobs" % jobs)
     record = {
         "seconds": round(time.time() - started),
@@ -79,9 +83,9 @@ def say(line):
     print("compile: " + line, flush=True)
 
 
-def run(command, jobs):
+def run(command, jobs, slots):
     """Run the command once; return its exit code, how far it came, and why it ended."""
-    gate(jobs)
+    gate(slots)
     environment = dict(os.environ, MAX_JOBS=str(jobs), CMAKE_BUILD_PARALLEL_LEVEL=str(jobs))
     environment.update(CCACHE_PREFIX=GATE, CCACHE_STATSLOG=STATSLOG, PYTHONUNBUFFERED="1")
     say("%d jobs on %d cores with %.1f GB free" % (jobs, cores(), available() / 1e9))
@@ -128,14 +132,12 @@ def run(command, jobs):
     return state
 
 
-def gate(jobs):
+def gate(slots):
     """Write the program that ccache puts before a compiler that really runs.
 
-    It lets no more CUDA compilers run at once than fit into memory, whatever the number of jobs;
-    a cache hit never waits for it. ninja's own pools know no kinds of files.
+    It lets no more compilers run at once than fit into so many slots of memory, whatever the number
+    of jobs; a cache hit never waits for it. ninja's own pools know no kinds of files.
     """
-    cuda = min(jobs, job_count(CUDA))
-    flash = min(cuda, job_count(FLASH))
     os.makedirs(SLOTS, exist_ok=True)
     with open(GATE, "w") as file:
         file.write(
@@ -143,25 +145,26 @@ def gate(jobs):
             # nvcc may call a compiler that is behind ccache too, and would wait for itself.
             '[ -z "$CRESSET_GATED" ] || exec "$@"\n'
             "export CRESSET_GATED=1\n"
-            'case "$*" in\n'
-            "  *flash*.cu*) slots=%d ;;\n"
-            "  *.cu*) slots=%d ;;\n"
-            '  *) exec "$@" ;;\n'
-            "esac\n"
-            "while :; do\n"
-            "  for slot in $(seq $slots); do\n"
-            "    exec 9> %s/$slot\n"
-            '    flock -n 9 && exec "$@"\n'
+            "wanted=1\n"
+            "for word; do\n"
+            "  case $word in *flash*.cu) wanted=%d ;; *.cu) wanted=%d ;; esac\n"
+            "done\n"
+            "folder=%s\n"
+            # One at a time takes slots, or two could wait for each other with half of theirs.
+            "exec {queue}> $folder/queue\n"
+            "flock $queue\n"
+            "while [ $wanted -gt 0 ]; do\n"
+            "  for slot in $(seq %d); do\n"
+            "    [ $wanted -gt 0 ] || break\n"
+            "    exec {taken}> $folder/$slot\n"
+            "    if flock -n $taken; then wanted=$((wanted - 1)); else exec {taken}>&-; fi\n"
             "  done\n"
-            "  sleep 0.2\n"
-            "done\n" % (flash, cuda, SLOTS)
+            "  [ $wanted = 0 ] || sleep 0.2\n"
+            "done\n"
+            "exec {queue}>&-\n"
+            'exec "$@"\n' % (min(FLASH, slots), min(CUDA, slots), SLOTS, slots)
         )
     os.chmod(GATE, 0o755)
-
-
-def job_count(each):
-    """Return how many jobs of so many bytes fit into the free memory, at most one a core."""
-    return max(1, min(cores(), int(available() // each)))
 
 
 def cores():
