@@ -76,8 +76,8 @@ class Compiled:
             if self.again and kind == "cuda" and rate < _FEW_HITS:
                 lines.append(
                     "warning: the same source was compiled here before, and few of its CUDA files "
-                    "were found again: is the compiler cache full, or another one than then, or the "
-                    "flags or the toolchain?"
+                    "were found again: is the compiler cache full, or another one than then, or "
+                    "did the flags or the toolchain change?"
                 )
             if lost := count.get("unreached", 0):
                 lines.append(

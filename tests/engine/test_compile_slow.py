@@ -123,6 +123,26 @@ def test_what_is_cut_off_goes_on_and_another_machine_takes_over(
     figure(f"cut off twice {sum(cut):.0f} s of compiling, at once {whole:.0f} s")
 
 
+def test_a_deadline_in_the_middle_loses_nothing(
+    checkout: Checkout, tmp_path: Path, figure: Callable[[str], None]
+) -> None:
+    env = {**VISION, "CACHE_URL": str(tmp_path / "objects")}
+    with machine(checkout, tmp_path / "late") as late:
+        # Everything up to the compile, which then has all of the time that there is.
+        assert late.cresset("wheels", "--deadline", "1s", **env).code == 8
+        ran = late.cresset("wheels", "--output", "out", "--deadline", "2m", **env)
+        assert ran.code == 8, ran.err
+        (stop,) = re.findall(r"stopped by the deadline at step (\d+) of (\d+)", ran.err)
+        done, total = map(int, stop)
+        assert 0 < done < total <= STEPS
+        assert not (late.path / "out").exists()
+        ran = late.cresset("wheels", "--output", "out", **env)
+        assert ran.code == 0, ran.err
+        hits = sum(found for found, _ in rates(ran).values())
+        figure(f"stopped at step {done} of {STEPS}; the next run finds {hits} objects")
+        assert hits >= done - 1
+
+
 @pytest.mark.parametrize(
     ("cca", "code"), [("6.1", "sm_61"), ("7.5 8.6+PTX", "compute_86 sm_75 sm_86")]
 )
