@@ -351,7 +351,7 @@ def _half_written(path: Path) -> Iterator[Path]:
     # By process: two builds may write the same archive at once.
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     for other in path.parent.glob(f".{path.name}.*.part"):
-        if not lives(int(other.suffixes[-2][1:])):  # it was killed, and left gigabytes
+        if not _lives(int(other.suffixes[-2][1:])):  # it was killed, and left gigabytes
             other.unlink(missing_ok=True)
     try:
         yield part
@@ -360,7 +360,7 @@ def _half_written(path: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
-def lives(pid: int) -> bool:
+def _lives(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -67,7 +67,8 @@ class Record(Job):
     @property
     def compiled(self) -> float:
         """The share of the objects that the compiler cache did not have."""
-        return self.misses / max(1, self.hits + self.misses)
+        asked = self.hits + self.misses
+        return self.misses / asked if asked else 1.0
 
 
 def path() -> Path:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -12,7 +13,7 @@ import platformdirs
 
 from pipeline import publish, tags
 from pipeline.errors import PublishError
-from pipeline.publish import KEY_LABEL, lives
+from pipeline.publish import KEY_LABEL
 from pipeline.settings import Settings
 from pipeline.spec import WheelSpec
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _WHEELS = "/wheels"
 _KEY_DIGITS = 16
+# Longer than any export, and than any clock of a shared folder goes wrong.
+_FORGOTTEN_SECONDS = 86400
 
 
 class Store(Protocol):
@@ -101,7 +104,7 @@ class Folder:
 
     def has(self, spec: WheelSpec) -> bool:
         """Say whether the wheel is there."""
-        return (self.path / _tag(spec)).is_dir()
+        return any((self.path / _tag(spec)).glob("*.whl"))
 
     def wheel(self, spec: WheelSpec) -> Directory:
         """Return the directory with the wheel."""
@@ -113,10 +116,12 @@ class Folder:
         """Write the wheel beside its place and move it there; PublishError if that fails."""
         import dagger  # noqa: PLC0415 - as in Registry.put
 
-        partial = self.path / f".{_tag(spec)}.{os.getpid()}"
+        partial: Path | None = None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._drop_partials()
+            self._drop_forgotten()
+            partial = Path(tempfile.mkdtemp(prefix=f".{_tag(spec)}.", dir=self.path))
+            partial.chmod(0o755)
             await wheel.export(str(partial))
             self._move(partial, spec)
         except (dagger.QueryError, OSError) as error:
@@ -126,7 +131,8 @@ class Folder:
                 next_step=f"check the free space and the permissions of {self.path}",
             ) from error
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            if partial:
+                shutil.rmtree(partial, ignore_errors=True)
 
     def _move(self, partial: Path, spec: WheelSpec) -> None:
         try:
@@ -136,12 +142,10 @@ class Folder:
             if not self.has(spec):
                 raise
 
-    def _drop_partials(self) -> None:
-        """Delete what was half written, by whatever key, when its process ended."""
+    def _drop_forgotten(self) -> None:
+        """Delete what was half written, by whatever key and machine, and left there."""
         for partial in self.path.glob(".*"):
-            pid = partial.name.rpartition(".")[2]
-            # What has this process's own number is of an earlier one.
-            if pid.isdecimal() and (int(pid) == os.getpid() or not lives(int(pid))):
+            if partial.stat().st_mtime < time.time() - _FORGOTTEN_SECONDS:
                 shutil.rmtree(partial, ignore_errors=True)
 
 

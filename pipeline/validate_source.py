@@ -141,6 +141,7 @@ def wheel_specs(
                     mkl=toolchain.blas == "mkl",
                     magma=magma is not None,
                     compress=source.compress_mode(wanted.cuda),
+                    version=wanted.release.version,
                     packages=libraries.runtime,
                     asked=asked,
                 )
@@ -224,8 +225,8 @@ _CHOSEN_BY = {
 def _of_another_version(settings: Settings, part: str, how: str, version: str) -> Problem | None:
     """Refuse one release under the version of another: all else is chosen by that.
 
-    A repository's tag tells which it is, and the name that upstream gives the tarballs of MAGMA
-    (https://icl.utk.edu/projectsfiles/magma/downloads/).
+    A repository's tag tells which it is, and the name that upstream gives a tarball
+    (https://icl.utk.edu/projectsfiles/magma/downloads/, https://github.com/pytorch/pytorch/releases).
     """
     ref, url = (str(getattr(settings, f"{part.lower()}_{name}")) for name in ("ref", "url"))
     if how == "git":
@@ -235,7 +236,7 @@ def _of_another_version(settings: Settings, part: str, how: str, version: str) -
         # No more of it: a password can be before it, and a signature after it.
         path = re.split("[?#]", url)[0] if "://" in url else url
         name, value, allowed = "URL", path.rpartition("/")[2], f"a tarball of {version}"
-        named = re.match(r"magma-(\d+\.\d+\.\d+)(?!\d)", value)
+        named = re.match(r"(?:(?:magma|pytorch|vision)-)?v?(\d+\.\d+\.\d+)(?!\d)", value)
     else:
         return None
     if named is None or named[1] == version:

@@ -6,12 +6,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from pipeline.compat.tables import numbers
 from pipeline.errors import Problem
 from pipeline.spec import Arch, SourceKind
 
 # Major compute capabilities.
 _FLASH: Final = 8
 _MEMORY_EFFICIENT: Final = 5
+
+_CUFILE: Final = (2, 7)
 
 # What nvcc is told of fat binaries; PyTorch's own build always says the first.
 FATBIN: Final = "-Xfatbin -compress-all"
@@ -110,13 +113,15 @@ def torch_flags(
     mkl: bool,
     magma: bool,
     compress: bool,
+    version: str,
     packages: Sequence[str],
     asked: Mapping[str, str],
 ) -> dict[str, str]:
     """Return the flags of PyTorch's build; `asked` are the user's, which go before all others.
 
     `packages` are the pins of the libraries it runs with; what only some CUDA versions have is
-    linked where it is among them. cuFile is on by default from 2.7 on, and packaged from CUDA 12.6.
+    linked where it is among them. cuFile is on by default from 2.7 on (PyTorch pull request
+    145748), and packaged from CUDA 12.6.
 
     Flash attention needs compute capability 8.0, and is compiled for any list until PyTorch pull
     request 194502, in the files that take the most memory. The kernels of memory-efficient
@@ -126,12 +131,12 @@ def torch_flags(
     newest = max((arch.major for arch in arches), default=0)
     flags = _TORCH | {
         "BLAS": "MKL" if mkl else "OpenBLAS",
-        "USE_STATIC_MKL": "1" if mkl else "0",
-        "USE_CUFILE": _switch("cufile", packages),
-        "USE_CUSPARSELT": _switch("cusparselt", packages),
-        "USE_MAGMA": "1" if magma else "0",
-        "USE_FLASH_ATTENTION": "1" if newest >= _FLASH else "0",
-        "USE_MEM_EFF_ATTENTION": "1" if newest >= _MEMORY_EFFICIENT else "0",
+        "USE_STATIC_MKL": _switch(mkl),
+        "USE_CUFILE": _switch(numbers(version) >= _CUFILE and _has(packages, "cufile")),
+        "USE_CUSPARSELT": _switch(_has(packages, "cusparselt")),
+        "USE_MAGMA": _switch(magma),
+        "USE_FLASH_ATTENTION": _switch(newest >= _FLASH),
+        "USE_MEM_EFF_ATTENTION": _switch(newest >= _MEMORY_EFFICIENT),
     }
     if compress:
         flags["TORCH_NVCC_FLAGS"] = FATBIN_FOR_SIZE
@@ -140,8 +145,12 @@ def torch_flags(
     return flags | dict(asked)
 
 
-def _switch(library: str, packages: Sequence[str]) -> str:
-    return "1" if any(library in pin for pin in packages) else "0"
+def _switch(on: bool) -> str:
+    return "1" if on else "0"
+
+
+def _has(packages: Sequence[str], library: str) -> bool:
+    return any(library in pin for pin in packages)
 
 
 def vision_flags(*, compress: bool) -> dict[str, str]:

@@ -15,6 +15,7 @@ OUT = "/out"
 RECORD = f"{OUT}/record.json"
 
 _PROGRAM = "/run/compile.py"
+_GATE = "/run/gate.py"
 _GRAFT = "/run/graft.py"
 
 _CCACHE = {
@@ -58,8 +59,10 @@ def compiled(container: Container, command: Sequence[str], compiling: Compiling)
     Where it gets the time it leaves what it made in `OUT`, with a `RECORD` of what it took; else it
     ends with an error, and run again goes on from the compiler cache.
     """
-    program = resources.files("pipeline.stages.inside").joinpath("compile.py").read_text()
+    inside = resources.files("pipeline.stages.inside")
+    program, gate = (inside.joinpath(name).read_text() for name in ("compile.py", "gate.py"))
     ready = container.with_mounted_file(_PROGRAM, dag.file("compile.py", program))
+    ready = ready.with_mounted_file(_GATE, dag.file("gate.py", gate, permissions=0o755))
     ready = ready.with_mounted_cache(caches.COMPILER, caches.compiler())
     for name, value in _CCACHE.items():
         ready = ready.with_env_variable(name, value)
@@ -77,4 +80,4 @@ def compiled(container: Container, command: Sequence[str], compiling: Compiling)
     if compiling.cache is not None:
         for name in _ADDRESSES:
             done = done.without_secret_variable(name)
-    return done.without_mount(caches.COMPILER).without_mount(_PROGRAM)
+    return done.without_mount(caches.COMPILER).without_mount(_GATE).without_mount(_PROGRAM)

@@ -19,6 +19,15 @@ from tests.engine.conftest import ROOT, Checkout, Pulled, Ran, make_wheel, new_n
 
 pytestmark = pytest.mark.engine
 
+# The probe's own words, without the run that follows them.
+FEATURES = (
+    (ROOT / "pipeline/stages/inside/probe.py").read_text().partition("if __name__ ==")[0]
+    + """
+import torch
+print(json.dumps(features(torch)))
+"""
+)
+
 IN_IMAGE = """
 import asyncio, sys
 import dagger
@@ -96,10 +105,17 @@ def test_the_default_image_is_delivered_as_promised(checkout: Checkout, registry
     assert again.out == f"{told['ref']}\n"
 
     program = "import time, torch; print(time.tzname[0], *open('/proc/self/maps'))"
-    out = in_image(told["ref"], program)
+    out, features = in_image(told["ref"], f"{program}\n{FEATURES}").rsplit("\n", 2)[:2]
     assert out.startswith("KST ")
     for preloaded in ("libjemalloc.so.2", f"{VENV}/lib/libiomp5.so"):
         assert preloaded in out
+    # What a compiled wheel is asked for, this one has: the official torch 2.15 dropped XNNPACK.
+    found = json.loads(features)
+    assert [flag for flag, there in found.items() if not there] == ["USE_XNNPACK"]
+    assert found.keys() == {
+        "USE_CUSPARSELT", "USE_FBGEMM", "USE_FLASH_ATTENTION", "USE_KINETO", "USE_MKLDNN",
+        "USE_NUMPY", "USE_OPENMP", "USE_PYTORCH_QNNPACK", "USE_TENSORPIPE", "USE_XNNPACK",
+    }  # fmt: skip
 
 
 def test_the_image_starts_in_its_time_zone_and_imports_from_the_project(

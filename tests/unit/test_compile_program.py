@@ -56,10 +56,13 @@ def compiles(
 ) -> Done:
     """Return what comes of a shell script as the command that compiles, in a folder of its own."""
     record = folder / "out" / "record.json"
+    gate = folder / "gate.py"
+    gate.write_text((ROOT / "pipeline/stages/inside/gate.py").read_text())
+    gate.chmod(0o755)
     run = "\n".join(
         [
             "from pipeline.stages.inside import compile as program",
-            f"program.GATE = {str(folder / 'gate')!r}",
+            f"program.GATE = {str(gate)!r}",
             f"program.SLOTS = {str(folder / 'slots')!r}",
             f"program.STATSLOG = {str(folder / 'stats.log')!r}",
             machine,
@@ -295,7 +298,8 @@ compiler() {
 def test_no_more_cuda_compilers_run_at_once_than_fit(tmp_path: Path) -> None:
     one_at_a_time = "program.cores, program.available = lambda: 16, lambda: 5e9"
     script = GATED + "compiler a.cu & compiler b.cu & compiler c.cu & wait"
-    done = compiles(tmp_path, script, machine=one_at_a_time)
+    # More jobs by MAX_JOBS are more for C++ alone.
+    done = compiles(tmp_path, script, machine=one_at_a_time, environ={"MAX_JOBS": "8"})
     assert done.lines("log") == ["begin", "end"] * 3
 
 
@@ -364,9 +368,22 @@ def test_flash_attention_has_fewer_slots_than_other_kernels(tmp_path: Path) -> N
 def test_a_compiler_that_calls_another_does_not_wait_for_itself(tmp_path: Path) -> None:
     one_at_a_time = "program.cores, program.available = lambda: 16, lambda: 5e9"
     script = """"$CCACHE_PREFIX" sh -c '"$CCACHE_PREFIX" sh -c "echo $0 >> log" $0' a.cu"""
-    done = compiles(tmp_path, script, machine=one_at_a_time)
+    done = compiles(tmp_path, script, machine=one_at_a_time, environ={"MAX_JOBS": "8"})
     assert done.code == 0, done.said
     assert done.lines("log") == ["a.cu"]
+
+
+def test_what_waits_for_memory_ends_with_the_deadline(tmp_path: Path) -> None:
+    script = """
+    "$CCACHE_PREFIX" sh -c 'echo begin >> log; exec sleep 300' a.cu &
+    until [ -e log ]; do sleep 0.1; done
+    exec "$CCACHE_PREFIX" sh -c 'echo begin >> log' b.cu
+    """
+    soon = {"CRESSET_DEADLINE": str(time.time() + 2), "MAX_JOBS": "1"}
+    done = compiles(tmp_path, script, machine=MACHINE.replace("10e9", "5e9"), environ=soon)
+    assert done.code == program.UNFINISHED
+    assert done.lines("log") == ["begin"]
+    assert "Traceback" not in done.said
 
 
 def test_a_compilers_exit_code_passes_the_gate(tmp_path: Path) -> None:

@@ -184,7 +184,9 @@ def test_the_plan_says_where_a_time_is_that_of_the_compiler_cache() -> None:
 
 def test_the_plan_says_what_is_in_the_store(checkout: Path) -> None:
     folder = checkout / "cache" / "cresset" / "wheels"
-    (folder / f"{torch().variant}-{torch().key[:16]}").mkdir(parents=True)
+    wheel = folder / f"{torch().variant}-{torch().key[:16]}" / "torch.whl"
+    wheel.parent.mkdir(parents=True)
+    wheel.touch()
     assert f"torch-wheel        is in the wheel store {folder}" in plan()
     assert "is in the wheel store" not in plan("--wheel-store=off")
     expected = {it["package"]: it["store"] for it in json.loads(plan("--json"))["compile"]}

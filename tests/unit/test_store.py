@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
-import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -53,7 +52,6 @@ class FakeDirectory:
         return path
 
     def write(self, folder: Path) -> None:
-        folder.mkdir()
         (folder / WHEEL).write_text("mine")
         self.then()
 
@@ -131,20 +129,19 @@ def test_a_file_where_the_wheel_should_lie_is_a_publish_error(tmp_path: Path) ->
         put(tmp_path, FakeDirectory())
 
 
-def test_what_a_process_left_half_written_goes_once_it_has_ended(tmp_path: Path) -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    of_other = tag(torch(cca="8.0"))
-    theirs = f".{of_other}.{os.getppid()}"
-    for name in (
-        theirs,
-        f".{of_other}.{ended.pid}",
-        f".{tag(torch())}.{ended.pid}",
-        f".{tag(torch())}.{os.getpid()}",
-        ".notes",
-    ):
+def test_a_folder_without_a_wheel_is_none(tmp_path: Path) -> None:
+    (tmp_path / tag(torch())).mkdir()
+    assert not Folder(tmp_path).has(torch())
+    put(tmp_path, FakeDirectory())
+    assert Folder(tmp_path).has(torch())
+
+
+def test_what_was_left_half_written_goes_after_a_day(tmp_path: Path) -> None:
+    hour = 3600
+    for name, age in ((".other-wheel.x1", 30 * hour), (".other-wheel.x2", hour)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "half").touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
     put(tmp_path, FakeDirectory())
-    assert left(tmp_path) == {tag(torch()), theirs, ".notes"}
+    assert left(tmp_path) == {tag(torch()), ".other-wheel.x2"}
     assert left(tmp_path / tag(torch())) == {WHEEL}

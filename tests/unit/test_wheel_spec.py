@@ -447,7 +447,7 @@ def test_magma_comes_from_where_it_serves(settings: dict[str, str], kind: str | 
 
 def flags(cca: str = "8.6", kind: Any = "git", **more: Any) -> dict[str, str]:
     given: dict[str, Any] = {"mkl": True, "magma": True, "compress": False, "asked": {}}
-    given["packages"] = []
+    given |= {"version": "2.7.0", "packages": []}
     return torch_flags(arches(cca), kind, **given | more)
 
 
@@ -482,13 +482,15 @@ def test_what_is_linked_is_what_the_flags_say() -> None:
 
 
 def test_what_only_some_cuda_versions_have_is_linked_where_the_wheel_requires_it() -> None:
-    on = {"linux_distro": "ubuntu", "distro_version": "22.04", "pytorch_version_tag": "v2.7.0"}
-    for cuda, cufile in (("11.8", "0"), ("12.6", "1")):
-        torch = wheels(**on, cuda_version=cuda, python_version="3.10")[0]
+    on = {"linux_distro": "ubuntu", "distro_version": "22.04", "python_version": "3.10"}
+    for tag, cuda, cufile in (
+        ("v2.6.0", "12.6", "0"), ("v2.7.0", "11.8", "0"), ("v2.7.0", "12.6", "1"),
+    ):  # fmt: skip
+        torch = wheels(**on, pytorch_version_tag=tag, cuda_version=cuda)[0]
         told = dict(torch.flags)
         assert told["USE_CUFILE"] == cufile
-        for flag, package in (("USE_CUFILE", "nvidia-cufile"), ("USE_CUSPARSELT", "cusparselt")):
-            assert (told[flag] == "1") is any(package in pin for pin in torch.requires)
+        has_cusparselt = any("cusparselt" in pin for pin in torch.requires)
+        assert told["USE_CUSPARSELT"] == ("1" if has_cusparselt else "0")
 
 
 def test_flags_of_torch_do_not_reach_torchvision() -> None:
@@ -600,6 +602,13 @@ def test_one_magma_is_not_compiled_as_another(
     assert "s3cret" not in str(problem)
 
 
+@pytest.mark.parametrize("name", ["pytorch-v2.7.0.tar.gz", "v2.7.0.tar.gz"])
+def test_a_tarball_of_another_torch_is_refused(name: str) -> None:
+    url = f"https://host.invalid/releases/{name}"
+    with pytest.raises(ConfigError, match=r"is a release of 2\.7\.0, and 2\.6\.0 is what is to be"):
+        wheels(torch_source="archive", torch_url=url, torch_sha256=SHA256)
+
+
 def test_the_magma_that_is_proposed_in_its_place_is_compiled() -> None:
     url = "https://host.invalid/magma-2.10.0.tar.gz"
     tarball, tag = {"magma_url": url, "magma_sha256": SHA256}, {"magma_ref": "v2.10.0"}
@@ -609,7 +618,9 @@ def test_the_magma_that_is_proposed_in_its_place_is_compiled() -> None:
         assert torch.magma.version == "2.10.0"
 
 
-@pytest.mark.parametrize("name", ["magma-2.9.0.tar.gz", "magma-2.9.0-patched.tgz", "v1.2.3.tar.gz"])
+@pytest.mark.parametrize(
+    "name", ["magma-2.9.0.tar.gz", "magma-2.9.0-patched.tgz", "ours-1.2.3.tar.gz"]
+)
 def test_a_magma_of_the_chosen_version_or_of_no_known_one_is_taken(name: str) -> None:
     url = f"https://host.invalid/magma-2.10.0/{name}?of=/magma-2.10.0"
     torch, _ = wheels(magma_source="archive", magma_url=url, magma_sha256=SHA256)

@@ -9,6 +9,7 @@ RECORD as JSON. Mounted for one exec, never part of an image; keeps to the stand
 
 import collections
 import json
+import math
 import os
 import re
 import signal
@@ -19,7 +20,7 @@ import time
 
 UNFINISHED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
 PATIENCE = 10  # seconds between two signals
-GATE = "/run/gate"
+GATE = "/run/gate.py"
 SLOTS = "/tmp/slots"
 STATSLOG = "/tmp/ccache-stats.log"
 SOME = 100  # names of files, which tell why little was found
@@ -43,15 +44,14 @@ def main():
     started = time.time()
     fitting = max(1, int(available() // SLOT))
     jobs = int(os.environ.get("MAX_JOBS") or 0) or min(cores(), fitting)
-    slots = max(jobs, fitting)
     attempts = []
     while True:
-        attempt = run(command, jobs, slots)
+        attempt = run(command, jobs, fitting)
         attempts.append(attempt)
         out_of_memory = attempt["code"] != 0 and not attempt["stopped"] and attempt["killed"]
         if not (out_of_memory and jobs > 1 and len(attempts) == 1):
             break
-        jobs, slots = jobs // 2, slots // 2
+        jobs, fitting = jobs // 2, max(1, fitting // 2)
         say("killed for memory; once more with %d jobs" % jobs)
     record = {
         "seconds": round(time.time() - started),
@@ -83,11 +83,11 @@ def say(line):
     print("compile: " + line, flush=True)
 
 
-def run(command, jobs, slots):
+def run(command, jobs, fitting):
     """Run the command once; return its exit code, how far it came, and why it ended."""
-    gate(slots)
     environment = dict(os.environ, MAX_JOBS=str(jobs), CMAKE_BUILD_PARALLEL_LEVEL=str(jobs))
     environment.update(CCACHE_PREFIX=GATE, CCACHE_STATSLOG=STATSLOG, PYTHONUNBUFFERED="1")
+    environment.update(gate(jobs, fitting))
     say("%d jobs on %d cores with %.1f GB free" % (jobs, cores(), available() / 1e9))
     kills = oom_kills()
     state = {"code": 0, "done": 0, "total": 0, "stopped": False, "killed": False}
@@ -132,39 +132,21 @@ def run(command, jobs, slots):
     return state
 
 
-def gate(slots):
-    """Write the program that ccache puts before a compiler that really runs.
+def gate(jobs, fitting):
+    """Return what gate.py reads: how many slots there are, and who takes how many.
 
-    It lets no more compilers run at once than fit into so many slots of memory, whatever the number
-    of jobs; a cache hit never waits for it. ninja's own pools know no kinds of files.
+    `fitting` compilers for C++ fit into memory. Who asks for more jobs by MAX_JOBS knows their own
+    C++ files to be smaller; one for CUDA then still takes as much of the memory as before.
     """
     os.makedirs(SLOTS, exist_ok=True)
-    with open(GATE, "w") as file:
-        file.write(
-            "#!/bin/bash\n"
-            # nvcc may call a compiler that is behind ccache too, and would wait for itself.
-            '[ -z "$CRESSET_GATED" ] || exec "$@"\n'
-            "export CRESSET_GATED=1\n"
-            "wanted=1\n"
-            "for word; do\n"
-            "  case $word in *flash*.cu) wanted=%d ;; *.cu) wanted=%d ;; esac\n"
-            "done\n"
-            "folder=%s\n"
-            # One at a time takes slots, or two could wait for each other with half of theirs.
-            "exec {queue}> $folder/queue\n"
-            "flock $queue\n"
-            "while [ $wanted -gt 0 ]; do\n"
-            "  for slot in $(seq %d); do\n"
-            "    [ $wanted -gt 0 ] || break\n"
-            "    exec {taken}> $folder/$slot\n"
-            "    if flock -n $taken; then wanted=$((wanted - 1)); else exec {taken}>&-; fi\n"
-            "  done\n"
-            "  [ $wanted = 0 ] || sleep 0.2\n"
-            "done\n"
-            "exec {queue}>&-\n"
-            'exec "$@"\n' % (min(FLASH, slots), min(CUDA, slots), SLOTS, slots)
-        )
-    os.chmod(GATE, 0o755)
+    slots = max(jobs, fitting)
+    cuda, flash = (min(slots, math.ceil(each * slots / fitting)) for each in (CUDA, FLASH))
+    return {
+        "SLOTS_FOLDER": SLOTS,
+        "SLOTS": str(slots),
+        "CUDA_SLOTS": str(cuda),
+        "FLASH_SLOTS": str(flash),
+    }
 
 
 def cores():

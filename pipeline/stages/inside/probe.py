@@ -147,7 +147,7 @@ def features(torch):
         "USE_NUMPY": lambda: has_numpy(torch),
         "USE_OPENMP": lambda: module("backends.openmp").is_available(),
         "USE_PYTORCH_QNNPACK": lambda: "qnnpack" in torch.backends.quantized.supported_engines,
-        "USE_TENSORPIPE": lambda: module("distributed.rpc").is_available(),
+        "USE_TENSORPIPE": lambda: has_tensorpipe(torch),
         "USE_XNNPACK": lambda: module("backends.xnnpack").enabled,
     }
     found = {}
@@ -155,6 +155,12 @@ def features(torch):
         with contextlib.suppress(AttributeError, ImportError):
             found[flag] = bool(ask())
     return found
+
+
+def has_tensorpipe(torch):
+    # torch.distributed.rpc is there without it, from about 2.8 on.
+    rpc = getattr(torch._C, "_distributed_rpc", None)
+    return hasattr(rpc, "_TensorPipeRpcBackendOptionsBase")
 
 
 def has_numpy(torch):
