@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from collections.abc import Callable
 
 import pytest
@@ -27,16 +28,18 @@ TORCH = {
 
 # The distribution's source is fetched while it builds, so one file of it is edited there.
 EDITED = """
+import sys
 from pipeline.__main__ import main
 from pipeline.stages import wheels
 
 def edited(tools, source, *others):
-    line = "int cresset_was_here = 1;"
+    line = f"int {name} = 1;"
     edit = ["sh", "-c", f"echo '{line}' >> /edited/aten/src/ATen/native/Distance.cpp"]
     source = tools.with_directory("/edited", source).with_exec(edit).directory("/edited")
     return as_it_is(tools, source, *others)
 
 as_it_is, wheels.torch_wheel = wheels.torch_wheel, edited
+name = sys.argv.pop()  # another each time, or the compiler cache knows the edited file too
 main()
 """
 
@@ -57,7 +60,8 @@ def test_one_file_of_torch_changed_is_one_file_compiled(
     checkout: Checkout, figure: Callable[[str], None]
 ) -> None:
     """Runs after the test above, which fills the compiler cache."""
-    command = (sys.executable, "-c", EDITED, "wheels", "--output", "out")
+    name = f"cresset_{time.time_ns()}"
+    command = (sys.executable, "-c", EDITED, "wheels", "--output", "out", name)
     env = {**checkout.environment, **TORCH, "WHEEL_STORE": "off"}
     ran = Running(command, checkout.path, env).end(timeout=7200)
     assert ran.code == 0, ran.err
