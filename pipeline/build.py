@@ -122,7 +122,8 @@ def wheels(spec: ImageSpec, settings: Settings, output: Path, *, deadline: float
         made = stage.wheel_stages(
             run.build_base, bottom, tools, spec, spec.torch, run.inputs, run.stored
         )
-        made.pop("wheels")
+        for name in ("wheels", "torch"):
+            made.pop(name)
         await run.through({"installer": tools, "system": bottom, **made} if made else {})
         finished = {
             wheel.key: run.stored.get(wheel.key) or made[f"{wheel.package}-wheel"]

@@ -51,8 +51,8 @@ def plan(spec: ImageSpec) -> tuple[Step, ...]:
         torch = f"torch {spec.torch.version} and torchvision {spec.torch.vision}"
         compiling = _compiling(spec.torch)
         made = tuple(step.name for step in compiling if step.name.endswith("-wheel"))
-        # torchvision is checked in the very layer that the image has.
-        checked = ("torchvision-check",) if spec.torch.vision_wheel else ()
+        # Each is checked in the very layer that the image has.
+        checked = tuple(step.name for step in compiling if step.name.endswith("-check"))
         steps += [
             *compiling,
             Step("wheels", f"wheels for CUDA {spec.torch.cuda}", ("installer", *made)),
@@ -82,14 +82,17 @@ def _compiling(torch: TorchSpec) -> tuple[Step, ...]:
     for wheel in torch.compiled:
         name = wheel.package
         needs: tuple[str, ...] = ()
+        below: tuple[str, ...] = ("system", "installer")
         if name == "torchvision":
-            needs = ("installer", *(["torch-wheel"] if torch.torch_wheel else []))
+            needs = ("installer",)
+            if torch.torch_wheel:
+                needs, below = (*needs, "torch-wheel"), (*below, "torch-check")
         steps += [
             *_ready(wheel, *needs),
             Step(f"{name}-wheel", f"{name} {wheel.version} for {wheel.arch_list}{_magma(wheel)}",
                  (f"{name}-tools", f"{name}-source")),
             Step(f"{name}-check", "GPU code, features and libraries of the wheel",
-                 ("system", "installer", f"{name}-wheel")),
+                 (*below, f"{name}-wheel")),
         ]  # fmt: skip
     return tuple(steps)
 

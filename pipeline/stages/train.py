@@ -11,7 +11,7 @@ from pipeline.stages.base import system
 from pipeline.stages.finish import finish
 from pipeline.stages.inputs import Inputs
 from pipeline.stages.packages import apt_install, installer, pip_install, uv_binary
-from pipeline.stages.wheels import layer_pins, torch_layer, wheel_stages
+from pipeline.stages.wheels import wheel_stages
 
 
 def train(
@@ -27,17 +27,15 @@ def train(
     tools = installer(base, spec, inputs)
     binary = uv_binary(tools)
     bottom = system(base, spec, binary, inputs)
-    to_wheels = wheel_stages(build_base, bottom, tools, spec, torch, inputs, stored)
-    fetched = to_wheels["wheels"]
-    assert isinstance(fetched, Directory)
-    with_torch = torch_layer(bottom, tools, spec, fetched, layer_pins(spec, torch), inputs)
+    to_torch = wheel_stages(build_base, bottom, tools, spec, torch, inputs, stored)
+    with_torch = to_torch["torch"]
+    assert isinstance(with_torch, Container)
     with_apt = apt_install(with_torch, spec.base, spec.apt)
     with_pip = pip_install(with_apt, spec, binary, inputs)
     return {
         "installer": tools,
         "system": bottom,
-        **to_wheels,
-        "torch": with_torch,
+        **to_torch,
         "apt": with_apt,
         "pip": with_pip,
         "image": finish(with_pip, spec, labels),

@@ -47,33 +47,6 @@ def wheels(
     return fetched.directory(_OUT)
 
 
-def torch_layer(
-    bottom: Container,
-    installer: Container,
-    spec: ImageSpec,
-    fetched: Directory,
-    pins: Sequence[str],
-    inputs: Inputs,
-) -> Container:
-    """Return the bottom of the image with wheels installed into a new virtual environment."""
-    binary = uv_binary(installer)
-    install = [
-        "pip", "install", "--python", f"{VENV}/bin/python", "--no-index", "--no-cache",
-        "--find-links", _MOUNTED, "--compile-bytecode", "--link-mode", "copy", *pins,
-    ]  # fmt: skip
-    return (
-        bottom.with_(lambda c: uv(c, binary, inputs, ["venv", "--python", python(spec), VENV]))
-        .with_mounted_directory(_MOUNTED, fetched)
-        .with_(lambda c: uv(c, binary, inputs, install))
-        .without_mount(_MOUNTED)
-    )
-
-
-def layer_pins(spec: ImageSpec, torch: TorchSpec) -> list[str]:
-    """Return what is installed of the directory of all wheels."""
-    return ["pip", *torch.pins, *(["intel-openmp"] if spec.mkl else [])]
-
-
 def wheel_stages(
     base: Container,
     bottom: Container,
@@ -83,41 +56,67 @@ def wheel_stages(
     inputs: Inputs,
     stored: Mapping[str, Directory],
 ) -> dict[str, Container | Directory]:
-    """Return every stage up to ``wheels``, the directory with all of them, lazy.
+    """Return every stage up to ``torch``, the image with all wheels installed, lazy.
 
     `base` is what is compiled on, and `bottom` what the image has below torch: a wheel is checked
     there, where nothing of the toolchain can stand in for what it should bring along. `stored` are
     finished wheels by key; what is in it is not compiled.
     """
-    compiled = [stored[wheel.key] for wheel in torch.compiled if wheel.key in stored]
     stages: dict[str, Container | Directory] = {}
+    compiled: list[Directory] = []
     fetched: Directory | None = None
-    if (wheel := torch.torch_wheel) and wheel.key not in stored:
-        tools = toolchain(base, wheel.toolchain, inputs)
-        own, ready, code = torch_stages(base, tools, wheel, inputs)
-        made = torch_wheel(ready, code, wheel, inputs.compiling)
-        compiled.insert(0, made)
-        fetched = torch_wheels(installer, spec, torch, inputs, compiled[:1])
-        stages |= {"toolchain": tools, **own}
-        stages |= {"torch-tools": ready, "torch-source": code, "torch-wheel": made}
-        stages["torch-check"] = torch_layer(
-            bottom, installer, spec, fetched, torch.pins[:1], inputs
-        )
-    if (wheel := torch.vision_wheel) and wheel.key not in stored:
-        fetched = fetched or torch_wheels(installer, spec, torch, inputs, compiled)
-        tools = toolchain(base, wheel.toolchain, inputs)
-        ready = with_wheels(tools, fetched, torch.pins[:1])
-        code = _source(base, wheel, wheel.source, inputs)
-        made = vision_wheel(ready, code, wheel, inputs.compiling)
+    layer = _environment(bottom, installer, spec, inputs)
+    if wheel := torch.torch_wheel:
+        made = stored.get(wheel.key)
+        if made is None:
+            tools = toolchain(base, wheel.toolchain, inputs)
+            own, ready, code = torch_stages(base, tools, wheel, inputs)
+            made = torch_wheel(ready, code, wheel, inputs.compiling)
+            stages |= {"toolchain": tools, **own}
+            stages |= {"torch-tools": ready, "torch-source": code, "torch-wheel": made}
         compiled.append(made)
-        stages |= {"toolchain": tools, "torchvision-tools": ready}
-        stages |= {"torchvision-source": code, "torchvision-wheel": made}
-        everything = wheels(installer, spec, torch, inputs, compiled, fetched)
-        # The same layer as the image's own, so it is made once.
-        stages["torchvision-check"] = torch_layer(
-            bottom, installer, spec, everything, layer_pins(spec, torch), inputs
-        )
-    return stages | {"wheels": wheels(installer, spec, torch, inputs, compiled, fetched)}
+    if torch.compiled:
+        # torch has a layer of its own, gigabytes that a change of torchvision leaves as they are.
+        fetched = torch_wheels(installer, spec, torch, inputs, compiled)
+        layer = _with_wheels(layer, installer, fetched, torch.pins[:1], inputs)
+        if "torch-wheel" in stages:
+            stages["torch-check"] = layer
+    if wheel := torch.vision_wheel:
+        made = stored.get(wheel.key)
+        if made is None:
+            assert fetched is not None
+            tools = toolchain(base, wheel.toolchain, inputs)
+            ready = with_wheels(tools, fetched, torch.pins[:1])
+            code = _source(base, wheel, wheel.source, inputs)
+            made = vision_wheel(ready, code, wheel, inputs.compiling)
+            stages |= {"toolchain": tools, "torchvision-tools": ready}
+            stages |= {"torchvision-source": code, "torchvision-wheel": made}
+        compiled.append(made)
+    everything = wheels(installer, spec, torch, inputs, compiled, fetched)
+    pins = ["pip", *torch.pins, *(["intel-openmp"] if spec.mkl else [])]
+    layer = _with_wheels(layer, installer, everything, pins, inputs)
+    if "torchvision-wheel" in stages:
+        stages["torchvision-check"] = layer
+    return stages | {"wheels": everything, "torch": layer}
+
+
+def _environment(
+    bottom: Container, installer: Container, spec: ImageSpec, inputs: Inputs
+) -> Container:
+    """Return the container with an empty virtual environment."""
+    return uv(bottom, uv_binary(installer), inputs, ["venv", "--python", python(spec), VENV])
+
+
+def _with_wheels(
+    layer: Container, installer: Container, fetched: Directory, pins: Sequence[str], inputs: Inputs
+) -> Container:
+    """Return the container with packages of a directory of wheels in its virtual environment."""
+    install = [
+        "pip", "install", "--python", f"{VENV}/bin/python", "--no-index", "--no-cache",
+        "--find-links", _MOUNTED, "--compile-bytecode", "--link-mode", "copy", *pins,
+    ]  # fmt: skip
+    mounted = layer.with_mounted_directory(_MOUNTED, fetched)
+    return uv(mounted, uv_binary(installer), inputs, install).without_mount(_MOUNTED)
 
 
 def torch_stages(

@@ -415,6 +415,22 @@ def test_the_last_check_is_made_in_the_layer_that_the_image_has() -> None:
     assert stands_on(made["torchvision-check"], made["torch"])
 
 
+@pytest.mark.parametrize("settings", [COMPILED, VISION_ONLY], ids=["both", "torchvision"])
+@pytest.mark.parametrize("stored", [(), ("torchvision",)], ids=["compiled", "stored"])
+def test_another_torchvision_leaves_the_layer_of_torch_as_it_is(
+    settings: dict[str, str], stored: tuple[str, ...]
+) -> None:
+    it, made = build(settings, stored=stored)
+    assert it.torch is not None
+    first, second = [args["source"] for args in calls(made["torch"], "withMountedDirectory")][-2:]
+    vision = made.get("torchvision-wheel") or dag.directory().with_new_directory("torchvision")
+    assert stands_on(second, vision)
+    assert not stands_on(first, vision)
+    only_torch, everything = execs(made["torch"])[-2:]
+    assert only_torch[-1] == it.torch.pins[0]
+    assert set(it.torch.pins) < set(everything)
+
+
 def test_wheels_from_an_index_need_nothing_that_compiles() -> None:
     it = stages({"pytorch_version_tag": "v2.6.0", "cca": "8.6"})
     assert not [name for name in it if name.endswith(("-wheel", "-check", "-source"))]
