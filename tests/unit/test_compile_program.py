@@ -182,13 +182,15 @@ def test_what_is_killed_after_the_deadline_is_not_run_again(tmp_path: Path) -> N
 KILLED = f"echo $MAX_JOBS $CMAKE_BUILD_PARALLEL_LEVEL >> jobs; echo '{OUT_OF_MEMORY}'; exit 4"
 
 
-def test_what_is_killed_for_memory_is_run_once_more_with_half_the_jobs(tmp_path: Path) -> None:
+def test_what_is_killed_for_memory_is_run_again_with_half_the_jobs_down_to_one(
+    tmp_path: Path,
+) -> None:
     done = compiles(tmp_path, KILLED, environ={"MAX_JOBS": "5"})
-    assert done.lines("jobs") == ["5", "5", "2", "2"]
+    assert done.lines("jobs") == ["5", "5", "2", "2", "1", "1"]
     assert done.code == 4
     assert done.record is None
     assert "compile: killed for memory; once more with 2 jobs" in done.said
-    assert "killed for memory again, with 2 jobs: set MAX_JOBS lower" in done.said
+    assert "compile: killed for memory with one job: add memory" in done.said
 
 
 def test_what_then_fits_is_recorded_with_the_jobs_it_took(tmp_path: Path) -> None:
@@ -210,7 +212,7 @@ def test_what_the_kernel_killed_counts_though_nobody_says_so(tmp_path: Path) -> 
     counted = "kills = iter(range(9)); program.oom_kills = lambda: next(kills)"
     done = compiles(tmp_path, "echo $MAX_JOBS >> jobs; kill -9 $$", machine=counted,
                     environ={"MAX_JOBS": "4"})  # fmt: skip
-    assert done.lines("jobs") == ["4", "2"]
+    assert done.lines("jobs") == ["4", "2", "1"]
     assert done.code != 0
 
 

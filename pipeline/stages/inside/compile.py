@@ -3,8 +3,9 @@
 Usage: compile.py RECORD -- COMMAND...
 
 Jobs follow memory as well as cores; a compile that is killed for memory is run once more with half
-of them; one that reaches its deadline stops in good order and exits with 75. What it took goes to
-RECORD as JSON. Mounted for one exec, never part of an image; keeps to the standard library.
+of them, down to one; one that reaches its deadline stops in good order and exits with 75. What it
+took goes to RECORD as JSON. Mounted for one exec, never part of an image; keeps to the standard
+library.
 """
 
 import collections
@@ -49,7 +50,7 @@ def main():
         attempt = run(command, jobs, fitting)
         attempts.append(attempt)
         out_of_memory = attempt["code"] != 0 and not attempt["stopped"] and attempt["killed"]
-        if not (out_of_memory and jobs > 1 and len(attempts) == 1):
+        if not (out_of_memory and jobs > 1):
             break
         jobs, fitting = jobs // 2, max(1, fitting // 2)
         say("killed for memory; once more with %d jobs" % jobs)
@@ -72,7 +73,7 @@ def main():
         sys.exit(UNFINISHED)
     if attempts[-1]["code"]:
         if out_of_memory:
-            say("killed for memory again, with %d jobs: set MAX_JOBS lower, or add memory" % jobs)
+            say("killed for memory with one job: add memory")
         sys.exit(attempts[-1]["code"])
     os.makedirs(os.path.dirname(record_path), exist_ok=True)
     with open(record_path, "w") as file:
