@@ -73,7 +73,19 @@ def compiles(
     clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     clean |= {"CCACHE_DIR": str(folder / "ccache"), "HOME": str(folder), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", run, record, "--", "sh", "-c", script],
+        # Or what a shell has put into the background hands its deafness to SIGINT on.
+        [
+            "env",
+            "--default-signal=INT",
+            sys.executable,
+            "-c",
+            run,
+            record,
+            "--",
+            "sh",
+            "-c",
+            script,
+        ],
         cwd=folder,
         env=clean | dict(environ or {}),
         stdout=subprocess.PIPE,
@@ -189,7 +201,7 @@ def test_what_is_killed_for_memory_is_run_again_with_half_the_jobs_down_to_one(
     assert done.lines("jobs") == ["5", "5", "2", "2", "1", "1"]
     assert done.code == 4
     assert done.record is None
-    assert "compile: killed for memory; once more with 2 jobs" in done.said
+    assert "compile: killed for memory; once more with MAX_JOBS=2" in done.said
     assert "compile: killed for memory with one job: add memory" in done.said
 
 

@@ -53,7 +53,7 @@ def main():
         if not (out_of_memory and jobs > 1):
             break
         jobs, fitting = jobs // 2, max(1, fitting // 2)
-        say("killed for memory; once more with %d jobs" % jobs)
+        say("killed for memory; once more with MAX_JOBS=%d" % jobs)
     record = {
         "seconds": round(time.time() - started),
         "jobs": jobs,
