@@ -61,6 +61,8 @@ def compiles(
     gate.chmod(0o755)
     run = "\n".join(
         [
+            # A shell starts what it puts into the background, these tests perhaps, deaf to SIGINT.
+            "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL)",
             "from pipeline.stages.inside import compile as program",
             f"program.GATE = {str(gate)!r}",
             f"program.SLOTS = {str(folder / 'slots')!r}",
@@ -73,19 +75,7 @@ def compiles(
     clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     clean |= {"CCACHE_DIR": str(folder / "ccache"), "HOME": str(folder), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        # Or what a shell has put into the background hands its deafness to SIGINT on.
-        [
-            "env",
-            "--default-signal=INT",
-            sys.executable,
-            "-c",
-            run,
-            record,
-            "--",
-            "sh",
-            "-c",
-            script,
-        ],
+        [sys.executable, "-c", run, record, "--", "sh", "-c", script],
         cwd=folder,
         env=clean | dict(environ or {}),
         stdout=subprocess.PIPE,
