@@ -264,6 +264,14 @@ def test_magma_is_compiled_for_the_same_gpus_and_linked() -> None:
     assert variables(it["torch-wheel"])["MAGMA_HOME"] == linked["path"]
 
 
+def test_what_magma_generates_has_no_date() -> None:
+    # Or the compiler cache knows none of it on another machine, or after a pruning.
+    (generate,) = [command for command in execs(stages(OWN_MAGMA)["magma"])
+                   if "make generate" in command[2]]  # fmt: skip
+    undated, _, _ = generate[2].partition("make generate")
+    assert "datetime.now().ctime()" in undated
+
+
 def test_magma_is_patched_before_it_is_configured() -> None:
     settings = OWN_MAGMA | {"pytorch_version_tag": "v2.11.0", "cuda_version": "13.0"}
     it, made = build(settings)
