@@ -320,4 +320,5 @@ def test_the_probe_is_mounted_and_knows_whether_there_is_torch(built: Built) -> 
     torch = [] if built.spec.torch is None else ["--torch"]
     (where,) = [args["path"] for args in calls(probed, "withMountedFile")
                 if args["source"] is lister] or [""]  # fmt: skip
+    assert bool(where) == bool(built.spec.compiled)
     assert asked == [*torch, *([f"--code={where}"] if where else [])]
