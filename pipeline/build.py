@@ -113,18 +113,16 @@ def wheels(spec: ImageSpec, settings: Settings, output: Path, *, deadline: float
 
     async def work(run: Run) -> list[Path]:
         from pipeline.stages import wheels as stage  # noqa: PLC0415 - as in started
-        from pipeline.stages.base import system  # noqa: PLC0415
-        from pipeline.stages.packages import installer, uv_binary  # noqa: PLC0415
+        from pipeline.stages.base import bottom  # noqa: PLC0415
 
         assert spec.torch is not None
-        tools = installer(run.base, spec, run.inputs)
-        bottom = system(run.base, spec, uv_binary(tools), run.inputs)
+        below = bottom(run.base, spec, run.inputs)
         made = stage.wheel_stages(
-            run.build_base, bottom, tools, spec, spec.torch, run.inputs, run.stored
+            run.build_base, below.system, below.installer, spec, spec.torch, run.inputs, run.stored
         )
         for name in ("wheels", "torch"):
             made.pop(name)
-        await run.through({"installer": tools, "system": bottom, **made} if made else {})
+        await run.through({**below.stages(), **made} if made else {})
         finished = {
             wheel.key: run.stored.get(wheel.key) or made[f"{wheel.package}-wheel"]
             for wheel in spec.compiled

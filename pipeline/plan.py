@@ -30,20 +30,19 @@ def plan(spec: ImageSpec) -> tuple[Step, ...]:
             Step("base", base),
             _toolchain(wheel),
             *_ready(wheel),
-            Step(
-                "apt",
-                f"{len(spec.apt)} packages of reqs/apt-train",
-                ("torch-tools", "torch-source"),
-            ),
+            *_shell(spec, ("torch-tools", "torch-source")),
+            Step("apt", f"{len(spec.apt)} packages of reqs/apt-train", ("shell",)),
             Step("image", "time zone, environment, labels", ("apt",)),
             *_ENDING,
         )
     steps = [
         Step("base", base),
-        Step("installer", "pinned pip and uv, thrown away after", ("base",)),
+        *_shell(spec, ("base",)),
         # Only a Python that is not the distribution's own comes by uv.
         Step(
-            "system", python, ("base",) if spec.python_from_distribution else ("base", "installer")
+            "system",
+            python,
+            ("shell",) if spec.python_from_distribution else ("shell", "installer"),
         ),
     ]
     below_apt = "system"
@@ -68,12 +67,30 @@ def plan(spec: ImageSpec) -> tuple[Step, ...]:
     )
 
 
+def _shell(spec: ImageSpec, below: tuple[str, ...]) -> tuple[Step, ...]:
+    """Return the steps that make the shell, on top of those that are `below`."""
+    return (
+        Step("installer", "pinned pip and uv, thrown away after", ("base",)),
+        Step("prompt", "the prompt of the shell, by npm", ("installer",)),
+        Step("shell", f"zsh, tmux, {len(spec.shell)} packages of reqs/apt-shell, entrypoint",
+             (*below, "prompt")),
+    )  # fmt: skip
+
+
 def wheel_plan(spec: ImageSpec) -> tuple[Step, ...]:
     """Return the steps that compile the wheels of the image and write them to a folder."""
     compiling = _compiling(spec.torch) if spec.torch else ()
     made = tuple(step.name for step in compiling if step.name.endswith("-wheel"))
-    base, installer, system, *_ = plan(spec)
-    return (base, installer, system, *compiling, Step("export", "the wheels, in a folder", made))
+    base, installer, prompt, shell, system, *_ = plan(spec)
+    return (
+        base,
+        installer,
+        prompt,
+        shell,
+        system,
+        *compiling,
+        Step("export", "the wheels, in a folder", made),
+    )
 
 
 def _compiling(torch: TorchSpec) -> tuple[Step, ...]:

@@ -12,12 +12,14 @@ from pipeline.settings import shown
 from pipeline.spec import ImageSpec, ReqsFile
 
 FOLDER = Path("reqs")
+APT_SHELL = "apt-shell.requirements.txt"
 APT_TRAIN = "apt-train.requirements.txt"
 PIP_TRAIN = "pip-train.requirements.txt"
 PIP_MKL = "pip-mkl.requirements.txt"
 BUILD_MKL = "build-mkl.requirements.txt"
 PIP_BUILD = "pip-build.requirements.txt"
 PIP_CHECK = "pip-check.requirements.txt"
+PIP_NPM = "pip-npm.requirements.txt"
 
 _APT = re.compile(
     r"(?P<name>[a-z0-9][a-z0-9+.-]+(:[a-z0-9]+)?)\s*(==?\s*(?P<version>[\w.+:~-]+\*?))?", re.ASCII

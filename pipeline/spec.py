@@ -267,6 +267,8 @@ class ImageSpec(Frozen):
     mkl: bool
     timezone: str
     project_root: str
+    shell: tuple[str, ...]
+    """Packages of the lowest layer, which every image has."""
     apt: tuple[str, ...]
     pip: tuple[ReqsFile, ...]
     """The pip requirements file first, then the files it includes."""

@@ -104,7 +104,8 @@ def image_spec(
         torch_wheel, vision_wheel, wrong = wheel_specs(settings, wanted, base, folder, resolve)
         mistakes += wrong
         torch = torch.model_copy(update={"torch_wheel": torch_wheel, "vision_wheel": vision_wheel})
-    apt = _apt(folder, python, mistakes)
+    shell = _apt(folder / reqs.APT_SHELL, python, mistakes)
+    apt = _apt(folder / reqs.APT_TRAIN, python, mistakes)
     pip, wrong = reqs.pip_files(folder, reqs.PIP_TRAIN)
     mistakes += wrong
     written = dict.fromkeys(_as_written(problem, settings) for problem in mistakes)
@@ -121,6 +122,7 @@ def image_spec(
         mkl=torch is not None and settings.mkl_mode == "include",
         timezone=settings.tz,
         project_root=settings.project_root,
+        shell=tuple(shell),
         apt=tuple(apt),
         pip=tuple(pip),
         compression=settings.compression,
@@ -448,8 +450,7 @@ def _check_base_image(settings: Settings, mistakes: _Mistakes) -> None:
         )
 
 
-def _apt(folder: Path, python: str, mistakes: _Mistakes) -> list[str]:
-    path = folder / reqs.APT_TRAIN
+def _apt(path: Path, python: str, mistakes: _Mistakes) -> list[str]:
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -470,10 +471,10 @@ def recipe(folder: Path) -> str:
     stages = resources.files("pipeline.stages")
     inside = resources.files("pipeline.stages.inside")
     for source in sorted((*stages.iterdir(), *inside.iterdir()), key=str):
-        if source.name.endswith((".py", ".sh")):
+        if source.is_file():
             digest.update(source.read_bytes())
     digest.update((resources.files("pipeline.host") / "bootstrap.py").read_bytes())
-    for name in (reqs.PIP_BUILD, reqs.PIP_MKL):
+    for name in (reqs.PIP_BUILD, reqs.PIP_MKL, reqs.PIP_NPM):
         path = folder / name
         digest.update(path.read_bytes() if path.is_file() else b"")
     return digest.hexdigest()

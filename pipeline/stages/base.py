@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
-from dagger import Container, File, Platform, dag
+from dagger import Container, Directory, File, Platform, dag
 
 from pipeline.spec import PLATFORM, BaseSpec, ImageSpec
 from pipeline.stages.inputs import Inputs
-from pipeline.stages.packages import apt_install, python_install
+from pipeline.stages.packages import apt_install, installer, python_install, uv_binary
+from pipeline.stages.shell import prompt, shell
 
 _MIRROR = """
 find /etc/apt -name '*.list' -o -name '*.sources' | xargs -r sed -i "s%$1%$2%g"
@@ -43,7 +45,29 @@ def with_apt_mirror(base: Container, spec: BaseSpec) -> Container:
     return base.with_exec(["sh", "-ec", _MIRROR, "apt-mirror", pattern, replacement])
 
 
-def system(base: Container, spec: ImageSpec, uv_binary: File, inputs: Inputs) -> Container:
-    """Return the base with certificates, time zones, jemalloc and Python."""
-    packages = apt_install(base, spec.base, ["ca-certificates", "libjemalloc2", "tzdata"])
+@dataclass(frozen=True)
+class Bottom:
+    """The stages below torch."""
+
+    installer: Container
+    prompt: Directory
+    shell: Container
+    system: Container
+
+    def stages(self) -> dict[str, Container | Directory]:
+        """Return them by the names that the plan has for them."""
+        return dict(vars(self))
+
+
+def bottom(base: Container, spec: ImageSpec, inputs: Inputs) -> Bottom:
+    """Return what every image has below torch, and what installs it."""
+    tools = installer(base, spec, inputs)
+    files = prompt(tools, inputs)
+    with_shell = shell(base, spec, files)
+    return Bottom(tools, files, with_shell, system(with_shell, spec, uv_binary(tools), inputs))
+
+
+def system(container: Container, spec: ImageSpec, uv_binary: File, inputs: Inputs) -> Container:
+    """Return the container with certificates, time zones, jemalloc and Python."""
+    packages = apt_install(container, spec.base, ["ca-certificates", "libjemalloc2", "tzdata"])
     return python_install(packages, spec, uv_binary, inputs)

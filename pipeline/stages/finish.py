@@ -8,6 +8,7 @@ from dagger import Container
 
 from pipeline.spec import ImageSpec
 from pipeline.stages.packages import VENV
+from pipeline.stages.shell import ENTER
 from pipeline.stages.torch import SOURCE
 
 
@@ -18,8 +19,8 @@ def finish(container: Container, spec: ImageSpec, labels: Mapping[str, str]) -> 
         .with_symlink(f"/usr/share/zoneinfo/{spec.timezone}", "/etc/localtime")
         .with_new_file("/etc/timezone", f"{spec.timezone}\n")
         .with_workdir(SOURCE if spec.target == "devel" else spec.project_root)
-        .with_entrypoint([])
-        .with_default_args(["zsh" if "zsh" in spec.apt else "bash"])
+        .with_entrypoint([ENTER])
+        .with_default_args(["zsh"])
     )
     for name, value in environment(spec).items():
         image = image.with_env_variable(name, value)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dagger import Container, Directory, File, Secret, Socket, dag
 
-from pipeline.reqs import BUILD_MKL, PIP_BUILD, PIP_CHECK, PIP_MKL
+from pipeline.reqs import BUILD_MKL, PIP_BUILD, PIP_CHECK, PIP_MKL, PIP_NPM
 
 _INDEX = "PIP_INDEX_URL"
 
@@ -110,6 +110,7 @@ class Inputs:
     pip_build: File
     pip_mkl: File
     pip_check: File
+    pip_npm: File
     build_mkl: File
     network: Network
     folder: Path
@@ -143,6 +144,7 @@ def inputs(
         pip_build=host.file(str(folder / PIP_BUILD)),
         pip_mkl=host.file(str(folder / PIP_MKL)),
         pip_check=host.file(str(folder / PIP_CHECK)),
+        pip_npm=host.file(str(folder / PIP_NPM)),
         build_mkl=host.file(str(folder / BUILD_MKL)),
         folder=folder,
         network=Network(

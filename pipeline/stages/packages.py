@@ -22,13 +22,15 @@ _UV = "/mnt/uv"
 _CONSTRAINTS = "/mnt/constraints.txt"
 
 # Update and install are one exec: a cached update would leave install with the lists of the day
-# it ran, or with none where the cache volume has been pruned since. The logs hold nothing but
-# the date of the build. Without the error mode, apt-get update succeeds though a mirror fails, and
-# install goes on with whatever lists the cache volume holds.
+# it ran, or with none where the cache volume has been pruned since. Without the error mode, apt-get
+# update succeeds though a mirror fails, and install goes on with whatever lists the cache volume
+# holds. The logs hold nothing but the date of the build, and a host key for ssh that everybody has
+# is no key.
 _APT_INSTALL = """
 apt-get update -q -o APT::Update::Error-Mode=any
 apt-get install -q -y --no-install-recommends "$@"
 rm -rf /var/log/apt/* /var/log/dpkg.log /var/log/alternatives.log /var/cache/ldconfig/aux-cache
+rm -f /etc/ssh/ssh_host_*
 """
 
 
@@ -36,6 +38,9 @@ _DEB_SRC = r"""
 find /etc/apt -name '*.sources' | xargs -r sed -i 's/^Types: deb$/Types: deb deb-src/'
 find /etc/apt -name '*.list' | xargs -r sed -i -E 's/^deb (.*)$/&\ndeb-src \1/'
 """
+
+# The group is root's, which a user has whom `enter` or an orchestrator makes up.
+_OPEN_TO_THE_GROUP = f"find {VENV} -type d ! -perm -g+w -exec chmod g+w {{}} +"
 
 _APT_UNPACK = """
 apt-get update -q -o APT::Update::Error-Mode=any
@@ -159,4 +164,7 @@ def pip_install(container: Container, spec: ImageSpec, binary: File, inputs: Inp
         .without_workdir()
         .without_mount(_REQS)
         .without_mount(_CONSTRAINTS)
+        # Whoever the user is, pip may install. The folders are enough, and none of their files is
+        # copied into this layer: `chown -R` has doubled many an image.
+        .with_exec(["sh", "-ec", _OPEN_TO_THE_GROUP])
     )

@@ -7,33 +7,22 @@ from collections.abc import Mapping
 from dagger import Container, Directory
 
 from pipeline.spec import ImageSpec
-from pipeline.stages.base import system
+from pipeline.stages.base import Bottom
 from pipeline.stages.finish import finish
 from pipeline.stages.inputs import Inputs
-from pipeline.stages.packages import (
-    VENV,
-    apt_install,
-    installer,
-    pip_install,
-    python,
-    uv,
-    uv_binary,
-)  # fmt: skip
+from pipeline.stages.packages import VENV, apt_install, pip_install, python, uv, uv_binary
 
 
 def simple(
-    spec: ImageSpec, base: Container, inputs: Inputs, labels: Mapping[str, str]
+    spec: ImageSpec, below: Bottom, inputs: Inputs, labels: Mapping[str, str]
 ) -> dict[str, Container | Directory]:
     """Return every stage of the simple image above its base, the image last, all lazy."""
-    tools = installer(base, spec, inputs)
-    binary = uv_binary(tools)
-    bottom = system(base, spec, binary, inputs)
-    with_apt = apt_install(bottom, spec.base, spec.apt)
+    binary = uv_binary(below.installer)
+    with_apt = apt_install(below.system, spec.base, spec.apt)
     venv = ["venv", "--seed", "--link-mode", "copy", "--python", python(spec), VENV]
     with_pip = pip_install(uv(with_apt, binary, inputs, venv), spec, binary, inputs)
     return {
-        "installer": tools,
-        "system": bottom,
+        **below.stages(),
         "apt": with_apt,
         "pip": with_pip,
         "image": finish(with_pip, spec, labels),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dagger import Container, Directory
 
 from pipeline.spec import ImageSpec
+from pipeline.stages.base import bottom
 from pipeline.stages.devel import devel
 from pipeline.stages.inputs import Inputs
 from pipeline.stages.simple import simple
@@ -26,8 +27,9 @@ def stages(
     `stored` are compiled wheels that exist already, by key.
     """
     if spec.torch is None:
-        return simple(spec, base, inputs, labels)
+        return simple(spec, bottom(base, spec, inputs), inputs, labels)
     if spec.target == "devel":
         assert spec.torch.torch_wheel is not None
         return devel(spec, spec.torch.torch_wheel, build_base, inputs, labels)
-    return train(spec, spec.torch, base, build_base, inputs, labels, stored)
+    below = bottom(base, spec, inputs)
+    return train(spec, spec.torch, below, build_base, inputs, labels, stored)

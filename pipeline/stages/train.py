@@ -7,34 +7,30 @@ from collections.abc import Mapping
 from dagger import Container, Directory
 
 from pipeline.spec import ImageSpec, TorchSpec
-from pipeline.stages.base import system
+from pipeline.stages.base import Bottom
 from pipeline.stages.finish import finish
 from pipeline.stages.inputs import Inputs
-from pipeline.stages.packages import apt_install, installer, pip_install, uv_binary
+from pipeline.stages.packages import apt_install, pip_install, uv_binary
 from pipeline.stages.wheels import wheel_stages
 
 
 def train(
     spec: ImageSpec,
     torch: TorchSpec,
-    base: Container,
+    below: Bottom,
     build_base: Container,
     inputs: Inputs,
     labels: Mapping[str, str],
     stored: Mapping[str, Directory],
 ) -> dict[str, Container | Directory]:
     """Return every stage of the train image above its base, the image last, all lazy."""
-    tools = installer(base, spec, inputs)
-    binary = uv_binary(tools)
-    bottom = system(base, spec, binary, inputs)
-    to_torch = wheel_stages(build_base, bottom, tools, spec, torch, inputs, stored)
+    to_torch = wheel_stages(build_base, below.system, below.installer, spec, torch, inputs, stored)
     with_torch = to_torch["torch"]
     assert isinstance(with_torch, Container)
     with_apt = apt_install(with_torch, spec.base, spec.apt)
-    with_pip = pip_install(with_apt, spec, binary, inputs)
+    with_pip = pip_install(with_apt, spec, uv_binary(below.installer), inputs)
     return {
-        "installer": tools,
-        "system": bottom,
+        **below.stages(),
         **to_torch,
         "apt": with_apt,
         "pip": with_pip,

@@ -68,12 +68,13 @@ def said(command: list[str]) -> str:
 def test_the_train_image_is_made_by_these_commands_and_no_other() -> None:
     it = build("train")
     expected = [
+        ["apt-get install", *it.spec.shell],
         ["apt-get install", "ca-certificates", "tzdata"],
         ["apt-get install", "python3"],
         ["uv", "venv", "/usr/bin/python3.13", "/opt/venv"],
         ["uv", "pip install", "--no-index", "torch==2.15.0", "torchvision==0.29.2"],
-        ["apt-get install", *it.spec.apt],
         ["uv", "pip install", f"--requirement /mnt/reqs/{reqs.PIP_TRAIN}", "--constraint"],
+        ["find /opt/venv -type d", "chmod g+w"],
     ]
     commands = [said(command) for command in execs(it.image)]
     assert len(commands) == len(expected), commands
@@ -102,8 +103,11 @@ def test_wheels_are_fetched_elsewhere_and_come_by_a_mount_and_one_install() -> N
     assert "--no-index" in installs[0]
 
 
-def test_nothing_is_copied_into_an_image(built: Built) -> None:
-    assert calls(built.image, "withFile", "withFiles", "withDirectory", "withRootfs") == []
+def test_the_shells_own_files_and_nothing_else_are_copied_into_an_image(built: Built) -> None:
+    (files,) = calls(built.image, "withFile", "withFiles", "withDirectory", "withRootfs")
+    paths = {args["path"] for args in calls(files["source"], "withNewFile", "withDirectory")}
+    assert {"/usr/local/bin/enter", "/etc/zsh/zshrc", "/usr/local/share/zsh/pure"} <= paths
+    assert all(path.startswith(("/etc/", "/usr/local/")) for path in paths)
 
 
 def test_the_time_zone_is_set_for_every_way_of_reading_it() -> None:
@@ -242,7 +246,9 @@ def test_the_files_named_and_nothing_else_are_sent(built: Built) -> None:
     sent = [(field.name, field.args) for field in fields if field.type_name == "Host"]
     folders = [args for name, args in sent if name == "directory"]
     assert folders == [{"path": "reqs", "include": FILES}]
-    ours = {reqs.PIP_BUILD} if built.spec.torch is None else {reqs.PIP_BUILD, reqs.PIP_MKL}
+    ours = {reqs.PIP_BUILD, reqs.PIP_NPM}
+    if built.spec.torch is not None:
+        ours.add(reqs.PIP_MKL)
     for wheel in built.spec.compiled:
         ours |= {wheel.toolchain.tools.name, reqs.BUILD_MKL}
     files = [args["path"] for name, args in sent if name == "file"]

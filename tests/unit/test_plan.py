@@ -70,6 +70,7 @@ def names(steps: tuple[Step, ...]) -> list[str]:
     return [step.name for step in steps]
 
 
+SHELL = ["installer", "prompt", "shell"]
 MAGMA = ["magma-source", "magma"]
 TORCH = [f"torch-{part}" for part in ("tools", "source", "wheel", "check")]
 VISION = [f"torchvision-{part}" for part in ("tools", "source", "wheel", "check")]
@@ -95,16 +96,16 @@ def test_only_what_is_compiled_is_a_step_of_compiling(
     settings: dict[str, str], compiling: list[str]
 ) -> None:
     it = spec(**COMPILED | settings)
-    around = ["base", "installer", "system"], ["wheels", "torch", "apt", "pip", "image"]
+    around = ["base", *SHELL, "system"], ["wheels", "torch", "apt", "pip", "image"]
     assert names(plan(it)) == [*around[0], *compiling, *around[1], "verify", "deliver"]
     if compiling:
-        assert names(wheel_plan(it)) == ["base", "installer", "system", *compiling, "export"]
+        assert names(wheel_plan(it)) == ["base", *SHELL, "system", *compiling, "export"]
 
 
 def test_the_devel_image_compiles_no_more_than_it_needs() -> None:
     ready = ["toolchain", *MAGMA, "torch-tools", "torch-source"]
     it = spec("devel", **COMPILED, magma_source="archive")
-    assert names(plan(it)) == ["base", *ready, "apt", "image", "verify", "deliver"]
+    assert names(plan(it)) == ["base", *ready, *SHELL, "apt", "image", "verify", "deliver"]
 
 
 def test_it_says_what_is_compiled_from_what() -> None:
