@@ -270,6 +270,7 @@ async def _run(
                 index_url=settings.index_url,
                 extra_index_url=settings.extra_index_url,
                 torch_index_url=_torch_index(spec, settings),
+                npm_registry=settings.npm_registry,
                 trusted_host=settings.trusted_host,
                 git=inputs.git_access(
                     instead_of=(settings.git_old, settings.git_new),

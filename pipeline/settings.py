@@ -98,6 +98,7 @@ _CACHE = _matching(
     "not a cache that ccache or Cresset speaks, nor a folder's path; of those with TLS there are "
     "the buckets, for ccache knows neither rediss:// nor https://",
 )
+_SIZE = _matching(r"(?i:\d+[bkmg]b?)", "not a size such as 8gb")
 _NUMBER = _matching(r"\d{1,10}", "not a number")
 _NAME = _matching(r"[A-Za-z_][\w.-]*", "not a user or group name")
 _PATH = _matching(r"/\S*", "not an absolute path")
@@ -300,6 +301,10 @@ class Settings(BaseModel):
         "", "Index of PyTorch wheels for a CUDA version that PyPI does not carry. Empty: "
         "PyTorch's own.", group=MIRRORS, allowed="https://host/whl/cu126",
     )  # fmt: skip
+    npm_registry: Annotated[str, _URL] = setting(
+        "", "npm registry in place of npm's own, for the prompt of the shell.", group=MIRRORS,
+        allowed="https://host/npm/",
+    )  # fmt: skip
     deb_old: Annotated[str, _URL, _NO_USERINFO] = setting(
         "", "Text to replace in the apt sources.", group=MIRRORS, allowed="http://host"
     )
@@ -336,7 +341,45 @@ class Settings(BaseModel):
         "", "Group name in the container.", group=START, allowed="a letter, then letters and digits"
     )
     add_user: Onoff = setting("include", "`exclude` starts the container as root.", group=START)
+    sudo: Onoff = setting("exclude", "`include` lets the user become root by sudo.", group=START)
     host_root: str = setting(".", "Folder of this machine mounted as PROJECT_ROOT.", group=START)
+    network_mode: Literal["host", "bridge", "none"] = setting(
+        "host", "Network of the container; `host` is this machine's own.", group=START
+    )
+    shm_size: Annotated[str, _SIZE] = setting(
+        "8gb", "Shared memory where the container has its own (WSL, rootless).", group=START,
+        allowed="a size such as 8gb",
+    )  # fmt: skip
+    ssh_port: Annotated[str, _NUMBER] = setting(
+        "", "Port of loopback on which to serve ssh. Empty: none.", group=START, allowed="2222"
+    )
+    ssh_keys: str = setting(
+        "", "File of the public keys that ssh lets in. Empty: ~/.ssh/authorized_keys.",
+        group=START, allowed="a file",
+    )  # fmt: skip
+    jupyter_port: Annotated[str, _NUMBER] = setting(
+        "", "Port of loopback on which to serve JupyterLab. Empty: none.", group=START,
+        allowed="8888",
+    )  # fmt: skip
+    histsize: Annotated[str, _NUMBER] = setting(
+        "50000", "Commands that zsh remembers.", group=START, allowed="a number"
+    )
+    tmux_hist_limit: Annotated[str, _NUMBER] = setting(
+        "50000", "Lines that tmux keeps of each pane.", group=START, allowed="a number"
+    )
+    image: Annotated[str, _REFERENCE] = setting(
+        "", "Image of the services train and full; `build` writes it down. Empty: the tag of these "
+        "settings.", group=START, allowed="repository:tag or repository:tag@sha256:…",
+    )  # fmt: skip
+    image_devel: Annotated[str, _REFERENCE] = setting(
+        "", "As IMAGE, of the service devel.", group=START, allowed="as IMAGE"
+    )
+    image_simple: Annotated[str, _REFERENCE] = setting(
+        "", "As IMAGE, of the service simple.", group=START, allowed="as IMAGE"
+    )
+    image_ngc: Annotated[str, _REFERENCE] = setting(
+        "", "As IMAGE, of the service ngc.", group=START, allowed="as IMAGE"
+    )
     project: Annotated[str, _matching(r"[a-z0-9][a-z0-9_-]*", "not a Compose project name")] = (
         setting("", "Compose project name.", group=START, allowed="lower case, digits, - and _")
     )
@@ -365,7 +408,6 @@ RETIRED: Mapping[str, str] = {
     "NGC_YEAR": "the ngc service is not part of this version",
     "PYTORCH_FETCH_NIGHTLY": "nightly wheels are not in the compatibility tables",
     "TARGET_STAGE": "name the target instead: `python -m pipeline build simple`",
-    "TMUX_HIST_LIMIT": "set it in your own tmux.conf",
     "TORCHAUDIO_VERSION_TAG": "list torchaudio in reqs/pip-train.requirements.txt",
     "TORCHTEXT_VERSION_TAG": "list torchtext in reqs/pip-train.requirements.txt",
 }
@@ -373,7 +415,7 @@ RETIRED: Mapping[str, str] = {
 
 _ADDRESSES = {
     "BASE_IMAGE", "CACHE_URL", "DEB_NEW", "DEB_OLD", "EXTRA_INDEX_URL", "GIT_NEW", "GIT_OLD",
-    "INDEX_URL", "MAGMA_URL", "PYTORCH_INDEX_URL", "REGISTRY", "TORCH_URL", "TRUSTED_HOST",
+    "INDEX_URL", "MAGMA_URL", "NPM_REGISTRY", "PYTORCH_INDEX_URL", "REGISTRY", "TORCH_URL", "TRUSTED_HOST",
     "VISION_URL",
 }  # fmt: skip
 

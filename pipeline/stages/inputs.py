@@ -41,6 +41,8 @@ class Network:
     extra_index: Secret | None = None
     torch_index: Secret | None = None
     """Where the wheels of torch are, if not where everything else is."""
+    npm: Secret | None = None
+    """npm's registry."""
     trusted_host: str = ""
     """The host of an index without TLS, which pip refuses to use unless it is named."""
     git: Access = field(default_factory=Access)
@@ -75,10 +77,11 @@ class Network:
             container = container.without_secret_variable(name)
         return container
 
-    def _variables(self) -> list[tuple[Secret, tuple[str, str]]]:
+    def _variables(self) -> list[tuple[Secret, tuple[str, ...]]]:
         pairs = (
             (self.index, (_INDEX, "UV_DEFAULT_INDEX")),
             (self.extra_index, ("PIP_EXTRA_INDEX_URL", "UV_INDEX")),
+            (self.npm, ("npm_config_registry",)),
         )
         return [(secret, names) for secret, names in pairs if secret is not None]
 
@@ -131,6 +134,7 @@ def inputs(
     index_url: str = "",
     extra_index_url: str = "",
     torch_index_url: str = "",
+    npm_registry: str = "",
     trusted_host: str = "",
     git: Access | None = None,
 ) -> Inputs:
@@ -151,6 +155,7 @@ def inputs(
             index=_secret("index-url", index_url),
             extra_index=_secret("extra-index-url", extra_index_url),
             torch_index=_secret("torch-index-url", torch_index_url),
+            npm=_secret("npm-registry", npm_registry),
             trusted_host=trusted_host,
             git=git or Access(),
         ),
