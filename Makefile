@@ -2,7 +2,7 @@
 # Settings go on the line (make build CCA=8.6), into the shell, or into .env.
 
 .DEFAULT_GOAL := build
-.PHONY: help env over config plan build build-only wheels test test-slow test-torch lint format bench docs lock clean
+.PHONY: help env over config plan build build-only wheels install-compose test test-slow test-torch lint format bench docs lock clean
 
 PYTHON ?= python3
 CRESSET := .venv/bin/python -m pipeline
@@ -10,7 +10,7 @@ READY := .venv/ready
 TESTABLE := .venv/testable
 
 help:  ## Show the targets.
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
 
 env: $(READY)  ## Write a commented .env for this user and machine; never overwrites one.
 	@$(CRESSET) env
@@ -26,10 +26,11 @@ build-only: $(READY)  ## The same, starting no container.
 	@$(CRESSET) build-only
 wheels: $(READY)  ## Compile torch and torchvision as the settings say; prints the wheels' files.
 	@$(CRESSET) wheels
+install-compose: $(READY)  ## Put Docker's Compose plugin in place for this user; needs no root.
+	@$(CRESSET) install-compose
 test: $(TESTABLE)  ## Lint, type-check and test, on the real engine too.
 	@.venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy && .venv/bin/pytest -m "not slow"
-test-slow: $(TESTABLE)  ## The tests that take longer, with a Docker daemon of their own.
-	@command -v dockerd >/dev/null || apt-get install -q -y --no-install-recommends docker.io
+test-slow: $(TESTABLE)  ## The tests that take longer.
 	@.venv/bin/pytest -m "slow and not hours"
 test-torch: $(TESTABLE)  ## Compile PyTorch itself, for hours; cut off, it goes on where it stopped.
 	@.venv/bin/pytest -m hours -s
@@ -55,8 +56,9 @@ $(READY): requirements.lock pyproject.toml
 	@if [ "$$(id -u)" = 0 ]; then $(CRESSET) engine requirements --install >&2; fi
 	@touch $@
 
-# The tests start a real registry, Redis and git server themselves, and compile with a real ccache.
-TOOLS := ccache docker-registry gcc git redis-server
-$(TESTABLE): $(READY)
-	@command -v $(TOOLS) >/dev/null && [ "$$(command -v $(TOOLS) | wc -l)" = $(words $(TOOLS)) ] || (apt-get update -q && apt-get install -q -y --no-install-recommends $(TOOLS) libc6-dev)
+# The tests start a real registry, Redis, git server and Docker daemon themselves, and compile with a
+# real ccache. By command and package: what another package brings is not installed beside it.
+TOOLS := ccache:ccache docker:docker.io docker-registry:docker-registry dockerd:docker.io gcc:gcc git:git redis-server:redis-server
+$(TESTABLE): $(READY) Makefile
+	@missing=$$(for it in $(TOOLS); do command -v $${it%:*} >/dev/null || echo $${it#*:}; done); [ -z "$$missing" ] || (apt-get update -q && apt-get install -q -y --no-install-recommends $$missing libc6-dev)
 	@touch $@

@@ -1,54 +1,19 @@
-"""What is delivered, run by a real Docker daemon; ``make test-slow`` starts Debian's."""
+"""What is delivered, run by a real Docker daemon."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import subprocess
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from pipeline.engine import select
+from tests.docker import docker, dockerd
 from tests.engine.conftest import Checkout
 
 pytestmark = [pytest.mark.engine, pytest.mark.docker, pytest.mark.slow]
 
-READY_SECONDS = 60.0
 IMPORTS = "import torch, torchvision; print(torch.__version__, torchvision.__version__)"
-
-
-@contextlib.contextmanager
-def dockerd(folder: Path) -> Iterator[str]:
-    """Run a Docker daemon with all it has in `folder`; yield its DOCKER_HOST."""
-    host = f"unix://{folder}/docker.sock"
-    argv = [
-        "dockerd", "--host", host, "--data-root", str(folder / "data"),
-        "--exec-root", str(folder / "exec"), "--pidfile", str(folder / "pid"),
-        # Containers here need no network, and the host's own is left alone.
-        "--bridge", "none", "--iptables=false", "--ip6tables=false",
-    ]  # fmt: skip
-    log = folder / "log"
-    with log.open("wb") as out, subprocess.Popen(argv, stdout=out, stderr=out) as process:
-        try:
-            deadline = time.monotonic() + READY_SECONDS
-            while docker(host, "version", check=False).returncode:
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.2)
-            yield host
-        finally:
-            process.terminate()
-
-
-def docker(host: str, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        ["docker", "--host", host, *args], capture_output=True, text=True, check=False
-    )
-    assert not check or done.returncode == 0, done.stderr
-    return done
 
 
 def run(host: str, image: str, *command: str) -> str:
