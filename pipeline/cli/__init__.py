@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pipeline.cli import engine, image, setup
+from pipeline.cli import engine, host, image, setup
 
 app = typer.Typer(
     name="cresset",
@@ -16,4 +16,5 @@ app = typer.Typer(
 )
 image.add_to(app)
 setup.add_to(app)
+host.add_to(app)
 app.add_typer(engine.app, name="engine", rich_help_panel="Engine")
