@@ -151,7 +151,11 @@ def published(repository: str) -> tuple[str, ...]:
         PublishError: the registry cannot be asked, or answers with anything else.
 
     """
+    import requests  # noqa: PLC0415 - needed only where a registry is named
+
     response = _answer(repository, "tags/list")
+    if response.status_code == requests.codes.not_found:
+        return ()
     with contextlib.suppress(ValueError, TypeError, AttributeError):
         return tuple(map(str, response.json().get("tags") or ()))
     raise PublishError(

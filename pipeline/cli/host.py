@@ -141,7 +141,9 @@ def _print(findings: Sequence[Finding], advice: Advice | None) -> None:
     if not findings:
         console.print(Text("nothing is wrong"))
     if advice is None:
-        console.print(Text("fits: nothing on record serves these GPUs with this driver"))
+        console.print(Text("fits: nothing on record serves these GPUs"))
         return
     console.print(Text("fits: ", "bold green") + Text(f"{advice.ref}: {advice.why}"))
+    if advice.least_driver:
+        console.print(Text("    first: ", "dim") + Text(f"driver {advice.least_driver} or newer"))
     console.print(Text("    get it: ", "dim") + Text(advice.command))

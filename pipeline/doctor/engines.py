@@ -138,13 +138,14 @@ def _server(machine: Machine, docker: Docker, settings: Settings) -> Iterator[Fi
             shell.install(machine, apt="docker-ce-cli"),
             "https://github.com/distribution/distribution-library-image/issues/193",
         )
-    if older(docker.server, "19.03"):
+    if older(docker.client, "19.03") or older(docker.server, "19.03"):
         yield error(
             "docker-no-gpus",
-            f"Docker {docker.server} does not know --gpus",
-            "19.03 brought it",
+            f"Docker does not know --gpus: its client is {docker.client or '?'}, its daemon "
+            f"{docker.server}",
+            "19.03 brought it, to both of them",
             shell.GET_DOCKER,
-            "https://github.com/mviereck/x11docker/issues/180",
+            "https://github.com/NVIDIA/nvidia-docker/issues/1199",
         )
     elif older(docker.server, "20.10"):
         yield warning(
@@ -305,8 +306,7 @@ def _cdi(machine: Machine, docker: Docker, toolkit: Toolkit) -> Iterator[Finding
             f"{stale[0].path} is made for driver {stale[0].driver}, and this one is {driver}",
             "it names libraries that went with the old driver, so no container with it starts",
             f"sudo nvidia-ctk cdi generate --output={stale[0].path}",
-            "https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/"
-            "cdi-support.html",
+            "https://github.com/HaveAGitGat/Tdarr/issues/1423",
         )
     if toolkit.specs and not docker.cdi_folders and not older(docker.server, "25"):
         if not older(docker.server, "28.2"):

@@ -43,6 +43,8 @@ class Advice:
     command: str
     why: str
     published: bool = False
+    least_driver: str = ""
+    """The driver that it needs, where the machine's is older and nothing else would do."""
 
 
 def by_spec(spec: ImageSpec) -> Subject | None:
@@ -112,11 +114,20 @@ def best(
     """Return the image to take here: one that is published, else the settings that make it.
 
     The settings themselves go first, then another CUDA for their torch, then the newest torch that
-    has a wheel, then a compile. `image` makes the spec of settings, or raises ConfigError. None
-    where nothing on record serves these GPUs with this driver.
+    has a wheel, then a compile. Where nothing goes with the driver, it is to be updated. `image`
+    makes the spec of settings, or raises ConfigError. None where nothing on record serves the GPUs.
     """
-    devices = gpus(machine)
     driver = machine.nvidia.driver if machine.nvidia else ""
+    found = _best(machine, driver, settings, image)
+    if found is None and driver:
+        found = _best(machine, "", settings, image)
+    return found
+
+
+def _best(
+    machine: Machine, driver: str, settings: Settings, image: Callable[[Settings], ImageSpec]
+) -> Advice | None:
+    devices = gpus(machine)
     for changes in _candidates(settings, devices, driver):
         changed = settings.model_copy(update=dict(changes))
         try:
@@ -128,18 +139,23 @@ def best(
             break
     else:
         return None
+    has = machine.nvidia.driver if machine.nvidia else ""
+    least = ""
+    if subject and has and not driver:
+        least = tables.cuda()[subject.cuda].driver_min
     why = _why(devices, driver, subject)
     name = repository(settings.image_name, settings.registry)
     if tag := _published(machine, spec.variant, devices, driver):
         ref = f"{name}:{tag}"
-        return Advice(tag, ref, f"docker pull {ref}", why, published=True)
+        return Advice(tag, ref, f"docker pull {ref}", why, published=True, least_driver=least)
     differ = {
         key.upper(): value
         for key, value in changes.items()
         if value != getattr(settings, key) and (value or getattr(settings, key))
     }
     words = " ".join(f"{key}={_quoted(value)}" for key, value in differ.items())
-    return Advice(spec.variant, f"{name}:{spec.variant}", f"make build {words}".strip(), why)
+    command = f"make build {words}".strip()
+    return Advice(spec.variant, f"{name}:{spec.variant}", command, why, least_driver=least)
 
 
 def _quoted(value: str) -> str:
@@ -149,11 +165,12 @@ def _quoted(value: str) -> str:
 def _why(devices: Sequence[Arch], driver: str, subject: Subject | None) -> str:
     if subject is None:
         return "it has no torch, and runs anywhere"
-    if not devices:
-        return f"torch {subject.torch} for CUDA {subject.cuda}, which runs without a GPU as well"
-    capabilities = " and ".join(map(str, devices))
-    with_driver = f" and driver {driver}" if driver else ""
-    return f"torch {subject.torch} for CUDA {subject.cuda} has code for {capabilities}{with_driver}"
+    what = f"torch {subject.torch} for CUDA {subject.cuda}"
+    if not (devices or driver):
+        return f"{what}, which runs without a GPU as well"
+    code = f" has code for {' and '.join(map(str, devices))}" if devices else ""
+    runs = f"{' and' if code else ''} runs with driver {driver}" if driver else ""
+    return f"{what}{code}{runs}"
 
 
 _WHEEL = {
@@ -166,7 +183,7 @@ def _candidates(
     settings: Settings, devices: Sequence[Arch], driver: str
 ) -> Iterator[Mapping[str, str]]:
     yield {}
-    if not devices:
+    if not (devices or driver):
         return
     releases = list(tables.torch().values())[::-1]
     asked = (settings.pytorch_version_tag or settings.pytorch_version).removeprefix("v")
@@ -179,6 +196,8 @@ def _candidates(
                     "pytorch_version_tag": f"v{release.version}",
                     "cuda_version": wheel.cuda,
                 }
+    if not devices:
+        return
     named = [it.number for it in devices]
     cudas = [
         it.version
@@ -187,7 +206,7 @@ def _candidates(
         and it.gcc_max
         and not (driver and rules.check_driver(it.version, driver))
     ]
-    bases = [settings.linux_distro, *(it for it in ("ubuntu", "debian"))]
+    bases = (settings.linux_distro, "ubuntu", "debian")
     for release in releases:
         for cuda in filter(release.cuda.holds, cudas):
             for base in dict.fromkeys(bases):

@@ -13,13 +13,13 @@ from pipeline.host.machine import Machine, Nvidia
 from pipeline.spec import Arch
 
 MISMATCH = "https://github.com/NVIDIA/nvidia-container-toolkit/issues/394"
-NOUVEAU = "https://github.com/NVIDIA/nvidia-docker/issues/1629"
+NOUVEAU = "https://github.com/mattshma/bigdata/issues/133"
 NOT_LOADED = "https://github.com/NVIDIA/nvidia-docker/issues/365"
 VANISHED = "https://github.com/NVIDIA/nvidia-container-toolkit/issues/48"
 WSL = "https://docs.nvidia.com/cuda/wsl-user-guide/index.html"
 WSL_DRIVER = "https://github.com/NVIDIA/nvidia-docker/issues/1508"
 MIG = "https://docs.nvidia.com/datacenter/tesla/mig-user-guide/"
-SECURE_BOOT = "https://wiki.debian.org/SecureBoot#MOK_-_Machine_Owner_Key"
+SECURE_BOOT = "https://github.com/acidanthera/bugtracker/issues/2237"
 WSL_KERNEL = "5.10.16"
 """The oldest kernel of WSL 2 that NVIDIA's guide lets CUDA run on."""
 
@@ -239,6 +239,8 @@ def _image(
             way = covers(subject, Arch.parse(gpu.capability))
             ways[way].append(f"{gpu.name} ({gpu.capability})")
     instead = advice.command if advice else "make build simple"
+    if advice and advice.least_driver:
+        instead = shell.driver(machine)
     has = " ".join(map(str, subject.arches))
     if ways["no"]:
         yield error(
@@ -259,7 +261,7 @@ def _image(
             f"driver {nvidia.driver} is too old for CUDA {subject.cuda}",
             f"{problem.why}; a package for forward compatibility, which only GPUs of data centres "
             "can use, is not in the image",
-            instead if advice and "make build simple" not in instead else shell.driver(machine),
+            instead if advice else shell.driver(machine),
             problem.source,
             stops="settings",
         )

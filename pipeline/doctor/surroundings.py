@@ -98,7 +98,7 @@ def _disk(machine: Machine, kind: str) -> Iterator[Finding]:
     if least.free < wanted:
         what = f"{least.free / GB:.0f} GB are free"
         why = f"a first build of this kind takes up to {wanted / GB:.0f} GB"
-        if least.free < wanted / 4:
+        if least.free < wanted / 2:
             yield error("disk-full", what, why, mend, stops="build")
         else:
             yield warning("disk-low", what, why, mend)
@@ -275,7 +275,7 @@ def _user(machine: Machine, settings: Settings) -> Iterator[Finding]:
             "the container's user could not write into a project that belongs to this one; an .env "
             "that came from another machine has such ids",
             'sed -i "s/^UID=.*/UID=$(id -u)/; s/^GID=.*/GID=$(id -g)/" .env',
-            "https://github.com/devcontainers/spec/issues/325",
+            "https://github.com/microsoft/vscode-remote-release/issues/9641",
         )
     unset = [it for it in machine.odd_names if not getattr(settings, it.lower())]
     if unset and settings.add_user == "include":
