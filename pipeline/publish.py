@@ -127,25 +127,10 @@ def manifest(repository: str, tag: str) -> tuple[str, int] | None:
     """
     import requests  # noqa: PLC0415 - needed only where a registry is named
 
-    host, _, path = repository.partition("/")
-    try:
-        response = _get(host, path, tag)
-    except requests.RequestException as error:
-        raise PublishError(
-            f"the registry {host} cannot be reached",
-            why=_innermost(error),
-            next_step="check REGISTRY, the network and the machine's CA certificates",
-        ) from error
+    host = repository.partition("/")[0]
+    response = _answer(repository, f"manifests/{tag}")
     if response.status_code == requests.codes.not_found:
         return None
-    if response.status_code in {requests.codes.unauthorized, requests.codes.forbidden}:
-        raise refused(repository, f"{response.status_code} {response.reason}")
-    if response.status_code != requests.codes.ok:
-        raise PublishError(
-            f"the registry {host} answers with {response.status_code} {response.reason}",
-            why=response.text[:200],
-            next_step="try again, or look into the registry's log",
-        )
     try:
         content = response.json()
         digest = response.headers["Docker-Content-Digest"]
@@ -159,8 +144,58 @@ def manifest(repository: str, tag: str) -> tuple[str, int] | None:
     return digest, size
 
 
-def _get(host: str, path: str, tag: str) -> Any:  # noqa: ANN401 - requests' Response
-    """Return the registry's answer for one manifest, logged in as Docker is if it asks."""
+def published(repository: str) -> tuple[str, ...]:
+    """Return the tags that a repository has, in the registry's order; none if it is not there.
+
+    Raises:
+        PublishError: the registry cannot be asked, or answers with anything else.
+
+    """
+    import requests  # noqa: PLC0415 - needed only where a registry is named
+
+    response = _answer(repository, "tags/list")
+    if response.status_code == requests.codes.not_found:
+        return ()
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        return tuple(map(str, response.json().get("tags") or ()))
+    raise PublishError(
+        f"{repository.partition('/')[0]} is not a registry, or something before it answers",
+        why=f"it was asked for tags and says {response.text[:200]!r}",
+        next_step="check REGISTRY, and the machine's proxies",
+    )
+
+
+def _answer(repository: str, what: str) -> Any:  # noqa: ANN401 - requests' Response
+    """Return a registry's answer that there is something, or that there is nothing.
+
+    Raises:
+        PublishError: it cannot be reached, refuses, or answers with anything else.
+
+    """
+    import requests  # noqa: PLC0415 - needed only where a registry is named
+
+    host, _, path = repository.partition("/")
+    try:
+        response = _get(host, path, what)
+    except requests.RequestException as error:
+        raise PublishError(
+            f"the registry {host} cannot be reached",
+            why=_innermost(error),
+            next_step="check REGISTRY, the network and the machine's CA certificates",
+        ) from error
+    if response.status_code in {requests.codes.unauthorized, requests.codes.forbidden}:
+        raise refused(repository, f"{response.status_code} {response.reason}")
+    if response.status_code not in {requests.codes.ok, requests.codes.not_found}:
+        raise PublishError(
+            f"the registry {host} answers with {response.status_code} {response.reason}",
+            why=response.text[:200],
+            next_step="try again, or look into the registry's log",
+        )
+    return response
+
+
+def _get(host: str, path: str, what: str) -> Any:  # noqa: ANN401 - requests' Response
+    """Return the registry's answer about a repository, logged in as Docker is if it asks."""
     from oras.container import Container as Reference  # noqa: PLC0415 - as requests above
     from oras.logger import setup_logger  # noqa: PLC0415
     from oras.provider import Registry as Client  # noqa: PLC0415
@@ -172,12 +207,12 @@ def _get(host: str, path: str, tag: str) -> Any:  # noqa: ANN401 - requests' Res
     host = "registry-1.docker.io" if hub else host
     client = Client(host, insecure=plain)
     client.auth._auth_config = _logins()  # its own reading knows no DOCKER_CONFIG
-    client.auth.load_configs(Reference(f"{host}/{path}:{tag}"))
+    client.auth.load_configs(Reference(f"{host}/{path}"))
     if hub:
         client.auth._load_auth("https://index.docker.io/v1/")  # the name `docker login` keeps
     client.session.verify = ca.bundle()
-    url = f"{client.prefix}://{host}/v2/{path}/manifests/{tag}"
-    headers = {"Accept": ", ".join(_MANIFESTS)}
+    url = f"{client.prefix}://{host}/v2/{path}/{what}"
+    headers = {"Accept": ", ".join((*_MANIFESTS, "application/json"))}
     response = client.session.get(url, headers=headers, timeout=_REGISTRY_SECONDS)
     if response.status_code != 401:  # noqa: PLR2004 - HTTP's own number
         return response

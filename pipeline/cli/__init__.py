@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pipeline.cli import containers, engine, image, setup
+from pipeline.cli import containers, engine, host, image, setup
 
 app = typer.Typer(
     name="cresset",
@@ -17,4 +17,5 @@ app = typer.Typer(
 image.add_to(app)
 setup.add_to(app)
 containers.add_to(app)
+host.add_to(app)
 app.add_typer(engine.app, name="engine", rich_help_panel="Engine")

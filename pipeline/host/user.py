@@ -27,13 +27,14 @@ services:
 def identity() -> dict[str, str]:
     """Return the user's ids and names as the settings call them."""
     uid, gid = os.getuid(), os.getgid()
-    names = {"USR": _user(uid), "GRP": _group(gid)}
+    names = {"USR": user_name(uid), "GRP": group_name(gid)}
     # A directory service has names such as CORP\jdoe, which no Linux image can have.
     usable = {key: name if refusal(key, name) is None else NOBODY for key, name in names.items()}
     return {"UID": str(uid), "GID": str(gid)} | usable
 
 
-def _user(uid: int) -> str:
+def user_name(uid: int) -> str:
+    """Return the name of a user, `NOBODY` where there is none."""
     # A container or a directory service may run a process under an id without a name.
     try:
         return pwd.getpwuid(uid).pw_name
@@ -41,7 +42,8 @@ def _user(uid: int) -> str:
         return NOBODY
 
 
-def _group(gid: int) -> str:
+def group_name(gid: int) -> str:
+    """Return the name of a group, `NOBODY` where there is none."""
     try:
         return grp.getgrgid(gid).gr_name
     except KeyError:

@@ -190,8 +190,8 @@ def test_env_writes_the_gpus_of_the_machine() -> None:
 def test_env_writes_no_name_that_would_be_refused(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(user, "_user", lambda _: name)
-    monkeypatch.setattr(user, "_group", lambda _: name)
+    monkeypatch.setattr(user, "user_name", lambda _: name)
+    monkeypatch.setattr(user, "group_name", lambda _: name)
     succeeded(run("env"))
     assert shown()["USR"] == shown()["GRP"] == ("user", ".env")
 
