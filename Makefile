@@ -2,7 +2,7 @@
 # Settings go on the line (make build CCA=8.6), into the shell, or into .env.
 
 .DEFAULT_GOAL := build
-.PHONY: help env over config plan build build-only wheels install-compose test test-slow test-torch lint format bench docs lock clean
+.PHONY: help env over config doctor plan build build-only up exec start down run ls fixes devcontainer wheels install-compose test test-slow test-torch lint format bench docs lock clean
 
 PYTHON ?= python3
 CRESSET := .venv/bin/python -m pipeline
@@ -24,6 +24,20 @@ build: $(READY)  ## Build, check and deliver the image; prints its digest refere
 	@$(CRESSET) build
 build-only: $(READY)  ## The same, starting no container.
 	@$(CRESSET) build-only
+up: $(READY)  ## Start a fresh container from the image, pulled if its registry has it.
+	@$(CRESSET) up
+exec: $(READY)  ## Enter the running container, as you, in the project's folder.
+	@$(CRESSET) exec
+start: $(READY)  ## Start a stopped container as it was left.
+	@$(CRESSET) start
+down: $(READY)  ## Stop and delete the containers.
+	@$(CRESSET) down
+run: $(READY)  ## A shell in a container of its own, to see why one does not start.
+	@$(CRESSET) run
+ls: $(READY)  ## List all Compose projects.
+	@$(CRESSET) ls
+fixes: $(READY)  ## Say what keeps the container from working, and mend it.
+	@$(CRESSET) fixes
 wheels: $(READY)  ## Compile torch and torchvision as the settings say; prints the wheels' files.
 	@$(CRESSET) wheels
 install-compose: $(READY)  ## Put Docker's Compose plugin in place for this user; needs no root.

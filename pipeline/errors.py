@@ -144,6 +144,12 @@ class Unfinished(CressetError):
     exit_code = 8
 
 
+class ComposeError(CressetError):
+    """Docker or Compose is not there, or did not do what it was asked."""
+
+    exit_code = 9
+
+
 class Interrupted(CressetError):
     """Ctrl-C; the exit code is the one shells give it (128 + SIGINT)."""
 

@@ -1,18 +1,137 @@
-"""Verbs of containers: install-compose."""
+"""Verbs of containers, with the meaning that they had in the original."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from pipeline.cli.options import takes_settings
+
+if TYPE_CHECKING:
+    from pipeline.compose import Project
+
 PANEL = "Containers"
+
+Command = Annotated[
+    list[str] | None,
+    typer.Argument(help="Command, with its own options; default: COMMAND, else a shell."),
+]
+_HANDS_OVER = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
+    app.command(rich_help_panel=PANEL)(takes_settings(up))
+    app.command("exec", rich_help_panel=PANEL, context_settings=_HANDS_OVER)(takes_settings(enter))
+    app.command(rich_help_panel=PANEL)(takes_settings(start))
+    app.command(rich_help_panel=PANEL)(takes_settings(down))
+    app.command(rich_help_panel=PANEL, context_settings=_HANDS_OVER)(takes_settings(run))
+    app.command(rich_help_panel=PANEL)(ls)
+    app.command(rich_help_panel=PANEL)(takes_settings(fixes))
     app.command(rich_help_panel=PANEL)(install_compose)
+
+
+def up(
+    flags: dict[str, str],
+    build: Annotated[bool, typer.Option("--build", help="Build the image first.")] = False,
+) -> None:
+    """Start a fresh container from the image, which is pulled if its registry has it."""
+    if build:
+        from pipeline.cli.image import build as build_image
+
+        build_image(flags)
+        return
+    project(flags).up(_say)
+
+
+def enter(flags: dict[str, str], command: Command = None) -> None:
+    """Enter the running container, as the user, in the project's folder."""
+    project(flags, is_new=False).hand_over("exec", command or [])
+
+
+def start(flags: dict[str, str]) -> None:
+    """Start the stopped container again, as it was left."""
+    project(flags, is_new=False).start()
+
+
+def down(
+    flags: dict[str, str],
+    volumes: Annotated[
+        bool, typer.Option("--volumes", help="Delete history and IDE servers as well.")
+    ] = False,
+) -> None:
+    """Stop and delete the containers; what is in mounted folders and volumes stays."""
+    project(flags, is_new=False).down(volumes=volumes)
+
+
+def run(flags: dict[str, str], command: Command = None) -> None:
+    """Run a command in a container of its own, which goes with it: to see why one won't start."""
+    project(flags).hand_over("run", command or [])
+
+
+def ls(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List all Compose projects, those that are stopped too."""
+    from pipeline import compose
+
+    projects = compose.projects()
+    if as_json:
+        typer.echo(json.dumps(projects))
+        return
+    width = max((len(it["name"]) for it in projects), default=0)
+    for it in projects:
+        typer.echo(f"{it['name']:<{width}}  {it['status']:<12}  {', '.join(it['files'])}")
+
+
+def fixes(
+    flags: dict[str, str],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say it, and mend nothing.")] = False,
+) -> None:
+    """Say what keeps the running container from working, and mend it."""
+    project(flags, is_new=False).fixes(dry_run=dry_run)
+
+
+def project(flags: dict[str, str], *, is_new: bool = True) -> Project:
+    """Return the containers that the settings describe; ConfigError for wrong settings.
+
+    Only for one that `is_new` is the machine looked at: what runs has its GPUs already.
+    """
+    import os
+
+    from pipeline import compose, settings, validate
+    from pipeline.errors import ConfigError
+    from pipeline.host import machine, user
+
+    loaded = settings.load(flags)
+    if loaded.problems:
+        raise ConfigError(loaded.problems)
+    for note in loaded.notes:
+        typer.echo(f"note: {note}", err=True)
+    here = Path.cwd()
+    compose.check_folder(here)
+    if compose.named_files(os.environ, settings.ENV_FILE):
+        files: tuple[Path, ...] = ()
+    elif is_new:
+        files = compose.files(loaded.settings, machine.look(), here)
+    else:
+        files = (compose.ROOT, compose.BASE)
+
+    def variant(target: str) -> str:
+        return validate.image_spec(loaded.settings, target).variant
+
+    return compose.Project(
+        loaded.settings.service.replace("full", "train"),
+        compose.variables(loaded.settings, here, user.identity(), variant),
+        files,
+    )
+
+
+def _say(said: str) -> None:
+    typer.echo(said, err=True)
 
 
 def install_compose(
