@@ -2,7 +2,7 @@
 # Settings go on the line (make build CCA=8.6), into the shell, or into .env.
 
 .DEFAULT_GOAL := build
-.PHONY: help env over config doctor plan build build-only up exec start down run ls fixes devcontainer wheels install-compose test test-slow test-torch lint format bench docs lock clean
+.PHONY: help env over config doctor plan build build-only up exec start down run ls fixes devcontainer wheels install-compose test test-slow test-torch lint format bench bench-start docs lock clean
 
 PYTHON ?= python3
 CRESSET := .venv/bin/python -m pipeline
@@ -54,6 +54,8 @@ format: $(READY)  ## Format the code, and mend what the linter can.
 	@.venv/bin/ruff check --fix && .venv/bin/ruff format
 bench: $(TESTABLE)  ## Time a build with nothing to do beside docker buildx.
 	@.venv/bin/python -m tests.bench.noop
+bench-start: $(READY)  ## Time the entrypoint of IMAGE, in the Docker that answers.
+	@.venv/bin/python -m tests.bench.start "$(IMAGE)"
 docs: $(READY)  ## Renew the generated parts of the README.
 	@.venv/bin/python -m tests.readme
 lock: $(READY)  ## Renew requirements.lock.
