@@ -44,6 +44,8 @@ class Delivered:
     digest: str
     size: int
     next_step: str = ""
+    image: str = ""
+    """By which Docker finds it, empty where it does not."""
 
 
 class Destination(Protocol):
@@ -115,6 +117,7 @@ class Registry:
             digest=digest,
             size=size,
             next_step=f"docker pull {self.repository}:{spec.variant}",
+            image=f"{self.repository}:{spec.variant}@{digest}",
         )
 
 
@@ -278,6 +281,7 @@ class Docker:
             digest=image["Id"],
             size=image["Size"],
             next_step=f"docker run --rm -it {self.repository}:{spec.variant}",
+            image=f"{self.repository}:{spec.variant}",
         )
 
     async def deliver(self, image: Container, spec: ImageSpec) -> Delivered:

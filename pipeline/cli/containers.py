@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,6 +13,7 @@ from pipeline.cli.options import takes_settings
 
 if TYPE_CHECKING:
     from pipeline.compose import Project
+    from pipeline.settings import Settings
 
 PANEL = "Containers"
 
@@ -44,7 +46,7 @@ def up(
 
         build_image(flags)
         return
-    project(flags).up(_say)
+    project(flags).up(say)
 
 
 def enter(flags: dict[str, str], command: Command = None) -> None:
@@ -102,7 +104,7 @@ def project(flags: dict[str, str], *, is_new: bool = True) -> Project:
     """
     import os
 
-    from pipeline import compose, settings, validate
+    from pipeline import compose, settings
     from pipeline.errors import ConfigError
     from pipeline.host import machine, user
 
@@ -113,24 +115,24 @@ def project(flags: dict[str, str], *, is_new: bool = True) -> Project:
         typer.echo(f"note: {note}", err=True)
     here = Path.cwd()
     compose.check_folder(here)
-    if compose.named_files(os.environ, settings.ENV_FILE):
-        files: tuple[Path, ...] = ()
-    elif is_new:
-        files = compose.files(loaded.settings, machine.look(), here)
-    else:
-        files = (compose.ROOT, compose.BASE)
-
-    def variant(target: str) -> str:
-        return validate.image_spec(loaded.settings, target).variant
-
+    named = compose.named_files(os.environ, settings.ENV_FILE)
+    looked = machine.look() if is_new and not named else None
     return compose.Project(
-        loaded.settings.service.replace("full", "train"),
-        compose.variables(loaded.settings, here, user.identity(), variant),
-        files,
+        compose.service_of(loaded.settings),
+        compose.variables(loaded.settings, here, user.identity(), variant_of(loaded.settings)),
+        compose.files(loaded.settings, looked, here, named),
     )
 
 
-def _say(said: str) -> None:
+def variant_of(settings: Settings) -> Callable[[str], str]:
+    """Return what answers with the variant that the settings make of a target."""
+    from pipeline import validate
+
+    return lambda target: validate.image_spec(settings, target).variant
+
+
+def say(said: str) -> None:
+    """Print what is not a result."""
     typer.echo(said, err=True)
 
 
