@@ -263,8 +263,13 @@ class Project:
         argv = [*map(str, docker.client_config.docker_compose_cmd), verb, *options, self.service]
         os.execvp(argv[0], [*argv, *words])  # noqa: S606 - the point of it
 
-    def fixes(self, *, dry_run: bool) -> None:
-        """Mend what keeps the running container from working, as root; ComposeError if it fails."""
+    def fixes(self, *, dry_run: bool) -> str:
+        """Mend what keeps the running container from working, as root; return what that was.
+
+        Raises:
+            ComposeError: nothing runs, or it could not be mended.
+
+        """
         docker = self.docker()
         if not self.is_running(docker):
             raise ComposeError(
@@ -273,7 +278,7 @@ class Project:
             )
         words = ["fixes", *(["--dry-run"] if dry_run else [])]
         with told("the container could not be mended", "make a fresh one with `make up`"):
-            docker.compose.execute(self.service, words, tty=False, user="root")
+            return str(docker.compose.execute(self.service, words, tty=False, user="root"))
 
 
 def docker_answers() -> bool:

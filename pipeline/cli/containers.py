@@ -94,7 +94,7 @@ def fixes(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say it, and mend nothing.")] = False,
 ) -> None:
     """Say what keeps the running container from working, and mend it."""
-    project(flags, is_new=False).fixes(dry_run=dry_run)
+    typer.echo(project(flags, is_new=False).fixes(dry_run=dry_run))
 
 
 def project(flags: dict[str, str], *, is_new: bool = True) -> Project:
