@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from pipeline.compat import lookup, rules, tables
 from pipeline.compat.tables import numbers
@@ -94,10 +94,15 @@ def covers(subject: Subject, gpu: Arch) -> Literal["code", "ptx", "no"]:
     return "ptx" if any(it.runs_on(gpu) for it in subject.arches) else "no"
 
 
+_COMPUTES: Final = 5
+"""GPUs of an older major than that are there for a display, where there are others."""
+
+
 def gpus(machine: Machine) -> tuple[Arch, ...]:
-    """Return the compute capabilities of a machine, each once."""
+    """Return the compute capabilities of a machine that an image is to serve, each once."""
     found = machine.nvidia.gpus if machine.nvidia else ()
-    return tuple(dict.fromkeys(Arch.parse(it.capability) for it in found if it.capability))
+    each = tuple(dict.fromkeys(Arch.parse(it.capability) for it in found if it.capability))
+    return tuple(it for it in each if it.major >= _COMPUTES) or each
 
 
 def fits(subject: Subject, devices: Sequence[Arch], driver: str) -> bool:

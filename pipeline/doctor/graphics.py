@@ -242,10 +242,20 @@ def _image(
     if advice and advice.least_driver:
         instead = shell.driver(machine)
     has = " ".join(map(str, subject.arches))
-    if ways["no"]:
+    unserved = ", ".join(dict.fromkeys(ways["no"]))
+    if unserved and (ways["code"] or ways["ptx"]):
+        yield warning(
+            "arch-some",
+            f"{subject.name} has no code for {unserved}, and for the other GPUs it has",
+            f"it has code for {has}; what runs on the wrong one says that no kernel image is "
+            "available",
+            instead,
+            "https://github.com/pytorch/pytorch/blob/main/RELEASE.md",
+        )
+    elif unserved:
         yield error(
             "arch-missing",
-            f"{subject.name} has no code for {', '.join(dict.fromkeys(ways['no']))}",
+            f"{subject.name} has no code for {unserved}",
             f"it has code for {has}, and CUDA would say that no kernel image is available",
             instead,
             "https://github.com/pytorch/pytorch/blob/main/RELEASE.md",

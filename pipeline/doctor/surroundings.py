@@ -28,7 +28,7 @@ _LOCAL: Final = ("localhost", "127.")
 
 def judge(machine: Machine, settings: Settings, *, simple: bool = False) -> Iterator[Finding]:
     """Yield what is wrong around a build."""
-    yield from _engine(machine)
+    yield from _engine(machine, settings)
     yield from _disk(machine, _kind(settings, simple=simple))
     if _kind(settings, simple=simple) == "compile":
         yield from _memory(machine)
@@ -57,9 +57,26 @@ def serves(machine: Machine) -> bool:
     return docker is not None and bool(docker.server) and not docker.rootless and not docker.podman
 
 
-def _engine(machine: Machine) -> Iterator[Finding]:
+def _engine(machine: Machine, settings: Settings) -> Iterator[Finding]:
     engine = machine.engine
-    if engine is None or engine.session or engine.remote or not engine.lacks or serves(machine):
+    if engine is None:
+        return
+    ways = {
+        "session": engine.session,
+        "remote": engine.remote,
+        "docker": serves(machine),
+        "local": not engine.lacks,
+    }
+    if settings.engine != "auto" and not ways[settings.engine] and any(ways.values()):
+        yield error(
+            "engine-other",
+            f"ENGINE={settings.engine} names an engine that cannot be used here",
+            f"these could: {', '.join(way for way, usable in ways.items() if usable)}",
+            "python -m pipeline build --engine auto",
+            "https://docs.dagger.io/reference/container-runtimes/",
+            stops="build",
+        )
+    if any(ways.values()):
         return
     lacks = "; ".join(f"{it.what}, which {it.why}" for it in engine.lacks)
     packages = sorted({it.package for it in engine.lacks if it.package})

@@ -11,6 +11,7 @@ import base64
 import json
 import os
 import shlex
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,8 @@ MADE_UP: dict[str, tuple[dict[str, Any], dict[str, str], set[str]]] = {
         set(),
     ),
     "ca-missing": (well(certificates={"SSL_CERT_FILE": "missing"}), {}, set()),
+    "engine-other": (well(), {"ENGINE": "local"}, set()),
+    "docker-remote": (well(docker={"remote": True}), {}, set()),
     "registry-login": (well(), {"REGISTRY": "ghcr.io/team"}, set()),
     "registry-away": (
         well(registry={"repository": "ghcr.io/team/cresset", "error": "Connection refused"}),
@@ -249,6 +252,12 @@ def test_an_engine_elsewhere_needs_nothing_here() -> None:
         assert ids(content) == ["docker-down"]
 
 
+def test_cdi_without_a_list_of_devices_keeps_a_gpu_from_vanishing_too() -> None:
+    assert ids(judged(well(docker={"cdi_devices": []}))[1]) == []
+    facts = well(docker={"cdi_devices": []}, toolkit={"specs": []})
+    assert ids(judged(facts)[1]) == ["gpu-vanishes"]
+
+
 # The image that fits
 
 
@@ -276,6 +285,15 @@ def test_the_command_says_no_more_than_what_has_to_change() -> None:
     found = advice(with_gpu("8.6", "535.161.07"))
     assert found is not None
     assert found.command == "make build PYTORCH_VERSION_TAG=v2.14.1 CUDA_VERSION=12.6"
+
+
+def test_a_card_for_the_display_decides_nothing() -> None:
+    facts = with_gpu("3.5")
+    facts["nvidia"]["gpus"].append({"name": "RTX 3090", "capability": "8.6"})
+    found = advice(facts)
+    assert found is not None
+    assert found.command == "make build"
+    assert ids(judged(facts)[1]) == ["arch-some"]
 
 
 def test_another_cuda_goes_before_another_torch() -> None:
@@ -407,11 +425,11 @@ def test_a_tag_of_somebody_else_is_refused() -> None:
 
 
 def test_mistakes_in_the_settings_are_findings_beside_the_others() -> None:
-    ran, content = judged(
-        well(docker=DOWN, engine=NO_NEEDS), CUDA_VERSION="9.9", PYTHON_VERSION="three"
-    )
+    wrong = {"CUDA_VERSION": "9.9", "PYTHON_VERSION": "three"}
+    ran, content = judged(well(docker=DOWN, engine=NO_NEEDS), **wrong)
     assert ids(content) == ["docker-down", "settings", "settings"]
     assert ran.code == 9
+    assert "fits: mend the settings first\n" in run("doctor", environ=ALONE | wrong).out
 
 
 def test_the_image_without_torch_fits_everywhere() -> None:
@@ -447,6 +465,16 @@ def test_what_cannot_be_looked_at_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     content = json.loads(ran.out)
     assert "unread" in ids(content)
     assert len(content["machine"]["unread"]) == 4
+
+
+def test_what_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    end = threading.Event()
+    monkeypatch.setattr(machine, "_SECTION_SECONDS", 0.05)
+    monkeypatch.setattr(machine, "_nvidia", end.wait)
+    facts = json.loads(run("doctor", "--json", environ=ALONE).out)["machine"]
+    end.set()
+    assert "nvidia: no answer in 0 s" in facts["unread"]
+    assert "nvidia" not in facts
 
 
 def test_no_secret_and_no_name_gets_into_a_recording() -> None:
