@@ -2,7 +2,7 @@
 # Settings go on the line (make build CCA=8.6), into the shell, or into .env.
 
 .DEFAULT_GOAL := build
-.PHONY: help env over config plan build build-only wheels test test-slow test-torch lint format bench docs lock clean
+.PHONY: help doctor env over config plan build build-only wheels test test-slow test-torch lint format bench docs lock clean
 
 PYTHON ?= python3
 CRESSET := .venv/bin/python -m pipeline
@@ -12,6 +12,8 @@ TESTABLE := .venv/testable
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
+doctor: $(READY)  ## Say what is wrong with this machine, and the command that mends it.
+	@$(CRESSET) doctor
 env: $(READY)  ## Write a commented .env for this user and machine; never overwrites one.
 	@$(CRESSET) env
 over: $(READY)  ## Write docker-compose.override.yaml; never overwrites one.

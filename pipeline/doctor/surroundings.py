@@ -20,8 +20,10 @@ a compile has its objects, its caches and the toolchain beside that."""
 COMPILER: Final = 4_500_000_000
 """What one compiler of CUDA takes (the program that runs them allows as much)."""
 
-MOST_OF_DISK: Final = 0.75
-"""The share of a disk up to which Dagger's own engine keeps its cache."""
+FREE_FOR_CACHE: Final = 0.2
+"""The share of a disk that Dagger's engine keeps free, by throwing its cache away if it must."""
+
+_PRUNE: Final = "docker system prune --all"  # it asks before it deletes
 
 _LOCAL: Final = ("localhost", "127.")
 
@@ -108,7 +110,7 @@ def _disk(machine: Machine, kind: str) -> Iterator[Finding]:
     least = min(disks, key=lambda it: it.free)
     wanted = ROOM[kind]
     mend = (
-        "docker system prune --all --force"
+        _PRUNE
         if least.what == "docker" or (serves(machine) and least.what == "here")
         else "python -m pipeline engine prune"
     )
@@ -120,13 +122,13 @@ def _disk(machine: Machine, kind: str) -> Iterator[Finding]:
         else:
             yield warning("disk-low", what, why, mend)
     own = next((it for it in disks if it.what == "docker"), None)
-    if own and own.total and own.free < (1 - MOST_OF_DISK) * own.total:
+    if own and own.total and own.free < FREE_FOR_CACHE * own.total:
         yield warning(
             "cache-thrown-away",
             f"Docker's disk is {1 - own.free / own.total:.0%} full",
-            "Dagger's engine in Docker throws its cache away on a disk that is fuller than "
-            f"{MOST_OF_DISK:.0%}, and every build begins anew",
-            mend,
+            f"Dagger's engine in Docker keeps {FREE_FOR_CACHE:.0%} free by throwing its cache away, "
+            "and every build begins anew",
+            _PRUNE,
             "https://github.com/dagger/dagger/pull/14181",
         )
 

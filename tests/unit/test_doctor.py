@@ -10,6 +10,7 @@ import ast
 import base64
 import json
 import os
+import re
 import shlex
 import threading
 from collections.abc import Iterator
@@ -130,7 +131,7 @@ MADE_UP: dict[str, tuple[dict[str, Any], dict[str, str], set[str]]] = {
     "engine-none": (well(docker={"rootless": True}, toolkit={"no_cgroups": True}), {}, set()),
     "disk-low": (well(disks=[{"what": "here", "free": 15 * 10**9, "total": 10**12}]), {}, set()),
     "cache-thrown-away": (
-        well(disks=[{"what": "docker", "free": 200 * 10**9, "total": 10**12}]),
+        well(disks=[{"what": "docker", "free": 190 * 10**9, "total": 10**12}]),
         {},
         set(),
     ),
@@ -630,6 +631,14 @@ def test_a_registry_that_does_not_answer_well_is_a_finding(
     if found:
         with pytest.raises(PublishError):
             publish.published("ghcr.io/team/cresset")
+
+
+def test_the_readme_shows_what_doctor_says() -> None:
+    text = (ROOT / "README.md").read_text()
+    shown = re.search(r"^\$ python -m pipeline (doctor .*)\n([^`]*)^```", text, re.MULTILINE)
+    assert shown is not None
+    words = shlex.split(shown[1])
+    assert run(*words[:-1], str(ROOT / words[-1])).out == shown[2]
 
 
 def test_findings_are_values() -> None:
