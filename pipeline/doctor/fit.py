@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from pipeline.compat import lookup, rules, tables
@@ -69,6 +69,9 @@ def by_tag(text: str) -> Subject | Problem:
             next_step="`python -m pipeline plan` prints that of the settings",
         )
     cuda = f"{match['cuda'][:-1]}.{match['cuda'][-1]}"
+    for found in (lookup.torch_release(match["torch"]), lookup.cuda_release(cuda)):
+        if isinstance(found, Problem):
+            return replace(found, field="tag", value=tag)
     named = _TAG_ARCH.findall(match["arches"] or "")
     compiled = tuple(
         Arch.parse(f"{major}.{minor}{suffix}{'+PTX' if ptx else ''}")

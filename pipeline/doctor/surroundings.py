@@ -126,8 +126,8 @@ def _disk(machine: Machine, kind: str) -> Iterator[Finding]:
         yield warning(
             "cache-thrown-away",
             f"Docker's disk is {1 - own.free / own.total:.0%} full",
-            f"Dagger's engine in Docker keeps {FREE_FOR_CACHE:.0%} free by throwing its cache away, "
-            "and every build begins anew",
+            f"Dagger's engine in Docker keeps {FREE_FOR_CACHE:.0%} free by throwing its cache "
+            "away, and every build begins anew",
             _PRUNE,
             "https://github.com/dagger/dagger/pull/14181",
         )

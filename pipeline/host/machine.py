@@ -15,7 +15,7 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -355,14 +355,15 @@ def _nvidia() -> Nvidia:
         smi=smi,
         pci=sum(map(_is_nvidia, Path("/sys/bus/pci/devices").glob("*"))),
         modules=tuple(sorted({"nvidia", "nouveau"} & modules)),
-        libraries=tuple(
-            sorted(
-                str(path)
-                for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib/wsl/lib")
-                for path in Path(folder).glob("libcuda.so.*")
-            )
-        ),
+        libraries=tuple(sorted({str(it.resolve()) for it in _libraries()})),
     )
+
+
+def _libraries() -> Iterator[Path]:
+    # In WSL a link in the system's folder may lead to the library of Windows' driver.
+    system = "/usr/lib/x86_64-linux-gnu"
+    for folder in (system, f"{system}/nvidia/current", "/usr/lib64", "/usr/lib/wsl/lib"):
+        yield from Path(folder).glob("libcuda.so.*")
 
 
 def _without_processes(text: str) -> str:
@@ -521,9 +522,15 @@ def _registry(repository: str) -> Registry:
     from pipeline.errors import PublishError  # noqa: PLC0415
 
     try:
-        return Registry(repository=repository, tags=publish.published(repository))
+        found = publish.published(repository)
+        return Registry(repository=repository, tags=tuple(it for it in found if _is_for_people(it)))
     except PublishError as error:
         return Registry(repository=repository, error=shown(error.why or error.what))
+
+
+def _is_for_people(tag: str) -> bool:
+    # Each image has one by its key too.
+    return not tag.startswith("key-")
 
 
 def _engine() -> Engine:

@@ -259,6 +259,30 @@ def test_cdi_without_a_list_of_devices_keeps_a_gpu_from_vanishing_too() -> None:
     assert ids(judged(facts)[1]) == ["gpu-vanishes"]
 
 
+def without(facts: Any) -> Iterator[Any]:
+    """Yield what is left of a recording when one fact of it is not known."""
+    if isinstance(facts, dict):
+        for name, value in facts.items():
+            rest = {key: it for key, it in facts.items() if key != name}
+            yield rest
+            yield from (rest | {name: it} for it in without(value))
+
+
+@pytest.mark.parametrize("path", HOSTS, ids=lambda it: it.stem)
+def test_no_missing_fact_ends_in_an_error(path: Path) -> None:
+    chosen = settings.load(host(path).get("settings", {}), environ={}).settings
+    subject = doctor.by_spec(image(chosen))
+    # A path or what is needed is never missing by itself.
+    whole = {key: it for key, it in host(path)["machine"].items() if key not in NEVER_MISSING}
+    for facts in without(whole):
+        it = Machine.model_validate(facts)
+        found = doctor.judge(it, chosen, subject, doctor.best(it, chosen, image))
+        assert doctor.exit_code(found) in {0, 1, 2, 4, 7, 9}
+
+
+NEVER_MISSING = {"disks", "registry"}
+
+
 # The image that fits
 
 
@@ -418,11 +442,19 @@ def test_what_is_no_recording_is_refused(content: str | None, word: str) -> None
     assert "Traceback" not in ran.err
 
 
-def test_a_tag_of_somebody_else_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("tag", "said"),
+    [
+        ("ubuntu:24.04", "such as py313-torch2.6.0-cu124-sm86-trixie"),
+        ("py313-torch9.0.0-cu132-trixie", "no row for torch 9.0.0"),
+        ("py313-torch2.6.0-cu999-trixie", "no row for CUDA 99.9"),
+    ],
+)
+def test_a_tag_of_which_nothing_is_known_is_refused(tag: str, said: str) -> None:
     Path("machine.json").write_text(json.dumps(WELL))
-    ran = run("doctor", "ubuntu:24.04", "--machine", "machine.json")
+    ran = run("doctor", tag, "--machine", "machine.json")
     assert ran.code == 2
-    assert "such as py313-torch2.6.0-cu124-sm86-trixie" in ran.err
+    assert said in ran.err
 
 
 def test_mistakes_in_the_settings_are_findings_beside_the_others() -> None:
@@ -582,7 +614,8 @@ def test_the_driver_of_a_cdi_specification_is_in_the_names_of_its_libraries() ->
 class Answer:
     """A registry's answer."""
 
-    def __init__(self, status: int, content: Any = None) -> None:
+    def __init__(self, status: int, content: Any = None, link: str = "") -> None:
+        self.headers = {"Link": link}
         self.status_code = status
         self.reason = "Forbidden" if status == 403 else "it"
         self.text = json.dumps(content)
@@ -593,15 +626,21 @@ class Answer:
 
 def test_the_tags_of_the_registry_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, ...]] = []
+    following = '</v2/team/cresset/tags/list?last=b&n=1000>; rel="next"'
 
     def get(*what: str) -> Answer:
         asked.append(what)
-        return Answer(200, {"tags": ["a", "b"]})
+        if len(asked) == 1:
+            return Answer(200, {"tags": ["a", "b", "key-0"]}, following)
+        return Answer(200, {"tags": ["c"]})
 
     monkeypatch.setattr(publish, "_get", get)
     ran = run("doctor", "--json", environ=ALONE | {"REGISTRY": "ghcr.io/team"})
-    assert json.loads(ran.out)["machine"]["registry"]["tags"] == ["a", "b"]
-    assert asked == [("ghcr.io", "team/cresset", "tags/list")]
+    assert json.loads(ran.out)["machine"]["registry"]["tags"] == ["a", "b", "c"]
+    assert asked == [
+        ("ghcr.io", "team/cresset", "tags/list?n=1000"),
+        ("ghcr.io", "team/cresset", "tags/list?last=b&n=1000"),
+    ]
 
 
 @pytest.mark.parametrize(
