@@ -253,6 +253,13 @@ def test_an_engine_elsewhere_needs_nothing_here() -> None:
         assert ids(content) == ["docker-down"]
 
 
+def test_a_registry_of_this_machine_is_started_where_it_does_not_answer() -> None:
+    registry = {"repository": "localhost:5000/cresset", "error": "Connection refused"}
+    _, content = judged(well(registry=registry), REGISTRY="localhost:5000")
+    (found,) = content["findings"]
+    assert found["mend"] == "docker run -d -p 5000:5000 registry:2"
+
+
 def test_cdi_without_a_list_of_devices_keeps_a_gpu_from_vanishing_too() -> None:
     assert ids(judged(well(docker={"cdi_devices": []}))[1]) == []
     facts = well(docker={"cdi_devices": []}, toolkit={"specs": []})
