@@ -12,6 +12,8 @@ TESTABLE := .venv/testable
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
 
+doctor: $(READY)  ## Say what is wrong with this machine, and the command that mends it.
+	@$(CRESSET) doctor
 env: $(READY)  ## Write a commented .env for this user and machine; never overwrites one.
 	@$(CRESSET) env
 over: $(READY)  ## Write docker-compose.override.yaml; never overwrites one.

@@ -11,6 +11,7 @@ CONFIGURE: Final = f"sudo nvidia-ctk runtime configure --runtime=docker && {REST
 CDI: Final = "sudo mkdir -p /etc/cdi && sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
 GET_DOCKER: Final = "curl -fsSL https://get.docker.com | sudo sh"
 _KEYRING: Final = "/usr/share/keyrings/nvidia-container-toolkit-keyring.gpg"
+_COMPOSE: Final = "https://github.com/docker/compose/releases/download/v2.40.3"
 _TOOLKIT: Final = "https://nvidia.github.io/libnvidia-container"
 
 
@@ -92,15 +93,16 @@ def start_docker(machine: Machine) -> str:
 
 
 def compose(machine: Machine) -> str:
-    """Return what installs Compose V2 as Docker's plugin."""
+    """Return what gives this user Compose V2 as a plugin of Docker's client.
+
+    Packages differ by where Docker came from, and those of distributions are often older than the
+    one that knows ``gpus:``; a user's own plugin goes before the system's.
+    """
     if not (machine.docker and machine.docker.daemon):
         return GET_DOCKER
-    if family(machine) == "apt":
-        # The first is Docker's own package, the second Ubuntu's.
-        names = ("docker-compose-plugin", "docker-compose-v2")
-        steps = " || ".join(f"sudo apt-get install -y {it}" for it in names)
-        return f"sudo apt-get update && ({steps})"
-    return install(
-        machine, apt="", dnf="docker-compose-plugin", zypper="docker-compose",
-        pacman="docker-compose",
-    )  # fmt: skip
+    plugins = "~/.docker/cli-plugins"
+    file = f"{_COMPOSE}/docker-compose-linux-$(uname -m)"
+    return (
+        f"mkdir -p {plugins} && curl -fsSL {file} -o {plugins}/docker-compose "
+        f"&& chmod +x {plugins}/docker-compose"
+    )
