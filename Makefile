@@ -2,7 +2,7 @@
 # Settings go on the line (make build CCA=8.6), into the shell, or into .env.
 
 .DEFAULT_GOAL := build
-.PHONY: help env over config doctor plan build build-only up exec start down run ls fixes devcontainer wheels install-compose test test-slow test-torch lint format bench bench-start docs lock clean
+.PHONY: help env over config doctor plan build build-only up exec start down run ls fixes devcontainer wheels install-compose test test-slow test-torch lint format bench bench-start recording docs lock clean
 
 PYTHON ?= python3
 CRESSET := .venv/bin/python -m pipeline
@@ -58,6 +58,8 @@ bench: $(TESTABLE)  ## Time a build with nothing to do beside docker buildx.
 	@.venv/bin/python -m tests.bench.noop
 bench-start: $(READY)  ## Time the entrypoint of IMAGE, in the Docker that answers.
 	@.venv/bin/python -m tests.bench.start "$(IMAGE)"
+recording: $(READY)  ## Record .github/terminal.svg, with IMAGE in the Docker that answers.
+	@.venv/bin/python -m tests.recording "$(IMAGE)"
 docs: $(READY)  ## Renew the generated parts of the README.
 	@.venv/bin/python -m tests.readme
 lock: $(READY)  ## Renew requirements.lock.

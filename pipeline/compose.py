@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pipeline import tags
-from pipeline.errors import ComposeError, ConfigError
+from pipeline.errors import ComposeError, ConfigError, CressetError
 from pipeline.settings import START, Settings, group_of
 
 if TYPE_CHECKING:
@@ -57,6 +57,17 @@ def files(
     if (folder / OVERRIDE).is_file():
         found = [file for file in found if file != OVERRIDE] + [OVERRIDE]
     return tuple(dict.fromkeys(found))
+
+
+def here() -> Path:
+    """Return the folder that the user is in; CressetError if it is gone."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        raise CressetError(
+            "this folder is gone: nothing can be read in it, and nothing written",
+            next_step="go to a checkout, or into the folder again if there is another of its name",
+        ) from error
 
 
 def check_folder(folder: Path) -> None:

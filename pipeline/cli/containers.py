@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -113,7 +112,7 @@ def project(flags: dict[str, str], *, is_new: bool = True) -> Project:
         raise ConfigError(loaded.problems)
     for note in loaded.notes:
         typer.echo(f"note: {note}", err=True)
-    here = Path.cwd()
+    here = compose.here()
     compose.check_folder(here)
     named = compose.named_files(os.environ, settings.ENV_FILE)
     looked = machine.look() if is_new and not named else None

@@ -31,7 +31,7 @@ def env(flags: dict[str, str]) -> None:
     from pipeline.settings import ENV_FILE, Origin
 
     loaded = _loaded(flags)
-    chosen, here = loaded.settings, Path.cwd()
+    chosen, here = loaded.settings, compose.here()
     asked = {
         name: getattr(chosen, name.lower())
         for name, origin in loaded.origins.items()

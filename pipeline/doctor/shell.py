@@ -11,7 +11,6 @@ CONFIGURE: Final = f"sudo nvidia-ctk runtime configure --runtime=docker && {REST
 CDI: Final = "sudo mkdir -p /etc/cdi && sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
 GET_DOCKER: Final = "curl -fsSL https://get.docker.com | sudo sh"
 _KEYRING: Final = "/usr/share/keyrings/nvidia-container-toolkit-keyring.gpg"
-_COMPOSE: Final = "https://github.com/docker/compose/releases/download/v2.40.3"
 _TOOLKIT: Final = "https://nvidia.github.io/libnvidia-container"
 
 
@@ -98,11 +97,5 @@ def compose(machine: Machine) -> str:
     Packages differ by where Docker came from, and those of distributions are often older than the
     one that knows ``gpus:``; a user's own plugin goes before the system's.
     """
-    if not (machine.docker and machine.docker.daemon):
-        return GET_DOCKER
-    plugins = "~/.docker/cli-plugins"
-    file = f"{_COMPOSE}/docker-compose-linux-$(uname -m)"
-    return (
-        f"mkdir -p {plugins} && curl -fsSL {file} -o {plugins}/docker-compose "
-        f"&& chmod +x {plugins}/docker-compose"
-    )
+    has_docker = machine.docker is not None and machine.docker.daemon
+    return "python -m pipeline install-compose --force" if has_docker else GET_DOCKER
