@@ -1,19 +1,30 @@
-"""Verbs for coming from the original, for joining a project, and for leaving: eject."""
+"""Verbs for coming from the original, joining a project, and leaving: migrate, init, eject."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.cli.options import takes_settings
 
+if TYPE_CHECKING:
+    from pipeline.adopt.files import Change
+
 PANEL = "Coming and going"
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Target = Annotated[str, typer.Argument(help="train (or full), devel or simple; default: SERVICE.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Write over what is there, and keep that as .bak.")
+]
+Old = Annotated[Path, typer.Argument(help="Checkout of the original.", show_default=False)]
+Into = Annotated[
+    Path, typer.Option("--into", help="Checkout of Cresset to write to.", file_okay=False)
+]
 Ejected = Annotated[
     Path, typer.Option("--output", "-o", help="New folder for the Dockerfile.", file_okay=False)
 ]
@@ -21,7 +32,56 @@ Ejected = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
+    app.command(rich_help_panel=PANEL)(migrate)
     app.command(rich_help_panel=PANEL)(takes_settings(eject))
+
+
+def migrate(
+    path: Old,
+    into: Into = Path(),
+    dry_run: DryRun = False,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take over a checkout of the original; print what became of each thing in it."""
+    from pipeline import reqs
+    from pipeline.adopt import files, report
+    from pipeline.adopt.migrate import migration
+    from pipeline.adopt.original import original
+
+    folder = into / reqs.FOLDER
+    found = migration(original(path), folder if folder.is_dir() else reqs.FOLDER)
+    changes = found.changes(into)
+    kept = {} if dry_run else files.apply(changes, force=force)
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {
+                    "files": {str(it.path): _became(it, dry_run=dry_run) for it in changes},
+                    "kept": {str(old): str(new) for old, new in kept.items()},
+                    "items": [it.as_json() for it in found.items],
+                    "problems": [str(it) for it in found.problems],
+                }
+            )
+        )
+        return
+    typer.echo(report.table(found.items))
+    typer.echo()
+    for change in changes:
+        beside = f"; what was there is {kept[change.path]}" if change.path in kept else ""
+        typer.echo(f"{change.path}: {_became(change, dry_run=dry_run)}{beside}")
+    for problem in found.problems:
+        typer.echo(f"to mend in {into / '.env'}: {problem}", err=True)
+    typer.echo("next: make build, then make up and make exec", err=True)
+
+
+def _became(change: Change, *, dry_run: bool) -> str:
+    if not change.needed:
+        return "nothing to change"
+    if change.in_the_way and dry_run:
+        return "would be written over, which takes --force"
+    verb = "added to" if change.only_adds and change.was is not None else "written"
+    return f"would be {verb}" if dry_run else verb
 
 
 def eject(
