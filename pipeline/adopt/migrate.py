@@ -72,7 +72,7 @@ def migration(original: Original, folder: Path = reqs.FOLDER) -> Migration:
     service = original.env.get("SERVICE", "") or _only_service(original)
     found = services.services(original, service)
     items, values, problems = _variables(original, found)
-    values = _completed(original, values, found, items)
+    values = _completed(values, found, items)
     shell, _ = reqs.apt_packages(_text(folder / reqs.APT_SHELL), python="3.13", file=reqs.APT_SHELL)
     ours = _SERVICES.get(service, service)
     listed = packages.packages(original.requirements, ours, shell)
@@ -127,7 +127,7 @@ def _variables(
     return items, values, problems
 
 
-def _variable(  # noqa: PLR0911 - one case a kind of variable
+def _variable(  # noqa: PLR0911, PLR0912 - one case a kind of variable
     name: str, value: str, original: Original, values: dict[str, str], found: services.Found
 ) -> tuple[Fate | None, str]:
     """Return what becomes of a variable, and put what it comes to into `values`."""
@@ -193,9 +193,7 @@ def _image_name(value: str, original: Original, values: dict[str, str]) -> tuple
     return Fate.CARRIED, f"IMAGE_NAME={value.lower()}"
 
 
-def _completed(
-    original: Original, values: dict[str, str], found: services.Found, items: list[Item]
-) -> dict[str, str]:
+def _completed(values: dict[str, str], found: services.Found, items: list[Item]) -> dict[str, str]:
     """Return the settings with what the Compose files add where ``.env`` says nothing."""
     complete = dict(values)
     named = {it.name for it in items if it.place == ENV}

@@ -38,7 +38,7 @@ class Original:
     @property
     def variables(self) -> Mapping[str, str]:
         """What the Compose files may refer to; the shell's own are not looked at."""
-        return {"PWD": str(self.root)} | self.env
+        return {"PWD": str(self.root), **self.env}
 
 
 def original(path: Path) -> Original:

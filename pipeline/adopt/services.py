@@ -1,4 +1,4 @@
-"""Services of the original's Compose files: what ours offer of them, and what goes into the override.
+"""Services of the original: what ours offer of them, and what goes into the override.
 
 Pure: the original's services in, items and the content of ``docker-compose.override.yaml`` out.
 """
@@ -268,7 +268,7 @@ def _deep(value: Any, original: Original) -> Any:  # noqa: ANN401
 
 
 def _into_override(
-    it: _Service, kind: str, name: str, where: tuple[str, str], value: Any, original: Original,
+    it: _Service, kind: str, name: str, where: tuple[str, str], value: object, original: Original,
     found: Found,
 ) -> None:  # fmt: skip
     """Put a variable, a volume or an option into the override, for every service it is for."""
@@ -279,10 +279,10 @@ def _into_override(
     content = _deep(value, original)
     for target in it.targets:
         into = found.override.setdefault("services", {}).setdefault(target, {})
-        # What is said of full goes before what base said; what train says goes before both there.
+        # What is said of a service itself goes before what is said of one that became it.
         if part in {"environment", "volumes"}:
             into = into.setdefault(part, {})
-        if target == it.name or it.name == "base" or key not in into or it.in_use:
+        if it.name in {target, "base"} or key not in into or it.in_use:
             into[key] = content
     fate = Fate.CARRIED if it.name in it.targets else Fate.MAPPED
     for_whom = ", ".join(it.targets)
@@ -295,7 +295,7 @@ def _build(it: _Service, value: Any, original: Original, found: Found) -> None: 
         if name != "args":
             word = "no service builds: `make build` makes the image, and containers take it"
             if name == "target" and it.name != "base":
-                word = "name the target instead: `python -m pipeline build simple`"
+                word = f"name the target instead: `python -m pipeline build {it.targets[0]}`"
             found.items.append(Item(it.place, "build", name, Fate.LEFT, word))
             continue
         for argument, raw in _pairs(content):
@@ -389,7 +389,7 @@ def _set(it: _Service, key: str, value: Any, found: Found) -> None:  # noqa: ANN
         found.override.setdefault("services", {}).setdefault(target, {})[key] = value
 
 
-def _option(it: _Service, name: str, raw: Any, original: Original, found: Found) -> None:  # noqa: ANN401, PLR0912 - one case an option
+def _option(it: _Service, name: str, raw: Any, original: Original, found: Found) -> None:  # noqa: ANN401, PLR0912, PLR0915 - one case an option
     value = _deep(raw, original)
     text = str(value)
 
