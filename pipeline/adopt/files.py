@@ -63,8 +63,12 @@ def _content(path: Path) -> str | None:
         ) from error
 
 
-def apply(changes: Sequence[Change], *, force: bool = False) -> Mapping[Path, Path]:
+def apply(
+    changes: Sequence[Change], *, force: bool = False, next_step: str = "move it away"
+) -> Mapping[Path, Path]:
     """Make the changes, or none of them; return where each file that was in the way is now.
+
+    `next_step` says what to do about a file that is in the way.
 
     Raises:
         CressetError: a file is in the way and `force` is not given, or one cannot be written.
@@ -74,7 +78,7 @@ def apply(changes: Sequence[Change], *, force: bool = False) -> Mapping[Path, Pa
     if in_the_way and not force:
         raise CressetError(
             f"nothing was written: {', '.join(in_the_way)} would be written over",
-            next_step="--force keeps what is there beside it as .bak; or name another folder",
+            next_step=next_step,
         )
     kept: dict[Path, Path] = {}
     for it in changes:

@@ -97,7 +97,8 @@ def migration(original: Original, folder: Path = reqs.FOLDER) -> Migration:
 
 def _only_service(original: Original) -> str:
     listed = list(original.compose.get("services") or {})
-    return listed[0] if len(listed) == 1 else "train"
+    # What the Makefile took: the only one, full while there was one, else train.
+    return listed[0] if len(listed) == 1 else "full" if "full" in listed else "train"
 
 
 def _text(path: Path) -> str:
@@ -196,7 +197,7 @@ def _image_name(value: str, original: Original, values: dict[str, str]) -> tuple
 def _completed(values: dict[str, str], found: services.Found, items: list[Item]) -> dict[str, str]:
     """Return the settings with what the Compose files add where ``.env`` says nothing."""
     complete = dict(values)
-    named = {it.name for it in items if it.place == ENV}
+    named = {it.name for it in items if it.place == ENV and it.fate is not Fate.LEFT}
     for name, value in {**found.defaults, **found.settings}.items():
         pair = _VERSIONS.get(name) or next((a for a, b in _VERSIONS.items() if b == name), "")
         if name in complete or name in named or (name in _NO_DEFAULT and name in found.defaults):

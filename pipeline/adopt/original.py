@@ -92,6 +92,11 @@ def _env(text: str) -> dict[str, str]:
     return {name: expanded(value, values) for name, value in values.items()}
 
 
+def assigned(path: Path) -> frozenset[str]:
+    """Return the names that a ``.env`` sets, to nothing too; CressetError if it is unreadable."""
+    return frozenset(_env(_text(path))) if path.is_file() else frozenset()
+
+
 def _yaml_of(root: Path, names: tuple[str, ...]) -> tuple[Mapping[str, Any], str]:
     for name in names:
         if (root / name).is_file():

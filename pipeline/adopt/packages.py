@@ -145,7 +145,7 @@ def _pip(place: str, line: str, found: Found, *, by: str = "") -> None:
             "it names an index or a place of the old checkout: INDEX_URL and EXTRA_INDEX_URL name "
             "indexes; a file is copied into reqs/ and named there"
         )
-        found.items.append(Item(place, "package", shown_name.split()[0], Fate.LEFT, why))
+        found.items.append(Item(place, "package", shown_name, Fate.LEFT, why))
         return
     if line not in found.pip:
         found.pip.append(line)

@@ -62,6 +62,7 @@ _ARGUMENTS: Final = {
 }
 # What an argument of the original defaulted to is not what its user chose.
 _ONLY_IF_CHOSEN: Final = {
+    "CCA": "whatever the wheels have code for; BUILD_MODE=include wants it",
     "CUDNN_VERSION": "the cuDNN that goes with that CUDA",
     "EXTRA_INDEX_URL": "no second index is needed",
     "IMAGE_FLAVOR": "the plain distribution: wheels bring CUDA along",
@@ -128,8 +129,7 @@ def services(original: Original, service: str) -> Found:
             found.items.append(Item(place, "service", name, fate, word))
             gone = name in {"deploy", "hub"} and name != service
             leave = f"of {name}, which is not the service in use" if gone else ""
-            in_use = name in {service, "base"} or (service == "full" and name == "train")
-            in_use = in_use or (len(listed) == 1)
+            in_use = name in {service, "base"} or (name == "train" and service not in listed)
             _options(_Service(place, name, targets, in_use, leave), options, original, found)
         _top(prefix or "docker-compose.yaml: ", content, original, found)
     return found
@@ -305,7 +305,7 @@ def _build(it: _Service, value: Any, original: Original, found: Found) -> None: 
 def _argument(it: _Service, name: str, raw: str | None, original: Original, found: Found) -> None:
     value = original.env.get(name, "") if raw is None else expanded(raw, original.variables)
     # A variable without a default stays as it is written, and Compose makes nothing of it.
-    value = "" if "${" in value else value
+    value = "" if "${" in value else value.strip("'\"")
     setting = {"TORCH_CUDA_ARCH_LIST": "CCA"}.get(name, ALIASES.get(name, name))
 
     def became(fate: Fate, word: str) -> None:

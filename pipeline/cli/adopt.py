@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 PANEL = "Coming and going"
 
+_FORCE = "--force keeps what is there beside it as .bak; or name another folder with --into"
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Target = Annotated[str, typer.Argument(help="train (or full), devel or simple; default: SERVICE.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
@@ -25,6 +27,9 @@ Old = Annotated[Path, typer.Argument(help="Checkout of the original.", show_defa
 Into = Annotated[
     Path, typer.Option("--into", help="Checkout of Cresset to write to.", file_okay=False)
 ]
+Folder = Annotated[
+    Path, typer.Argument(help="Folder of the project; default: the current one.", file_okay=False)
+]
 Ejected = Annotated[
     Path, typer.Option("--output", "-o", help="New folder for the Dockerfile.", file_okay=False)
 ]
@@ -33,6 +38,7 @@ Ejected = Annotated[
 def add_to(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     app.command(rich_help_panel=PANEL)(migrate)
+    app.command(rich_help_panel=PANEL)(takes_settings(init))
     app.command(rich_help_panel=PANEL)(takes_settings(eject))
 
 
@@ -52,7 +58,7 @@ def migrate(
     folder = into / reqs.FOLDER
     found = migration(original(path), folder if folder.is_dir() else reqs.FOLDER)
     changes = found.changes(into)
-    kept = {} if dry_run else files.apply(changes, force=force)
+    kept = {} if dry_run else files.apply(changes, force=force, next_step=_FORCE)
     if as_json:
         typer.echo(
             json.dumps(
@@ -73,6 +79,62 @@ def migrate(
     for problem in found.problems:
         typer.echo(f"to mend in {into / '.env'}: {problem}", err=True)
     typer.echo("next: make build, then make up and make exec", err=True)
+
+
+def init(
+    flags: dict[str, str],
+    folder: Folder = Path(),
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Add a dev container to a project: one Compose file and the lines of .env that it reads."""
+    from pipeline import reqs, settings, validate
+    from pipeline.adopt import files, join
+    from pipeline.compose import image_of
+    from pipeline.errors import ConfigError, CressetError
+    from pipeline.host import user
+    from pipeline.host.gpu import capabilities
+
+    if not folder.is_dir():
+        raise CressetError(f"{folder} is no folder", next_step="make it, or name another")
+    # A project's own .env is none of ours, and may hold anything.
+    own = folder.resolve() == Path.cwd().resolve()
+    loaded = settings.load(flags, env_file=Path("/nonexistent") if own else settings.ENV_FILE)
+    if loaded.problems:
+        raise ConfigError(loaded.problems)
+    chosen = loaded.settings
+
+    def variant(target: str) -> str:
+        return validate.image_spec(chosen, target, gpus=capabilities).variant
+
+    values = {"PROJECT": chosen.project or join.project_name(folder)}
+    if not chosen.image and not reqs.FOLDER.is_dir():
+        raise CressetError(
+            "no image is named",
+            why="outside a checkout of Cresset nothing says which one the settings make",
+            next_step="--image ghcr.io/team/cresset:tag names it; or run `init DIR` in a checkout",
+        )
+    values["IMAGE"] = image_of(chosen, "train", variant)
+    values |= user.identity()
+    values["TZ"] = chosen.tz if loaded.origins["TZ"] != "default" else user.time_zone()
+    values["PROJECT_ROOT"] = chosen.project_root
+    for name in ("UID", "GID", "USR", "GRP"):
+        values[name] = getattr(chosen, name.lower()) or values[name]
+    changes = join.changes(folder, values)
+    for change in changes:
+        if change.only_adds and change.was and change.needed:
+            added = change.text[len(change.was) :].strip()
+            typer.echo(f"added to {change.path}, which stays as it is otherwise:", err=True)
+            typer.echo("\n".join(f"    {line}" for line in added.splitlines()), err=True)
+    if not dry_run:
+        files.apply(changes)
+    if as_json:
+        made = {str(it.path): _became(it, dry_run=dry_run) for it in changes}
+        typer.echo(json.dumps({"files": made, "image": values["IMAGE"]}))
+        return
+    for change in changes:
+        typer.echo(f"{change.path}: {_became(change, dry_run=dry_run)}")
+    typer.echo(f"next: docker compose -f {folder / join.COMPOSE} up -d", err=True)
 
 
 def _became(change: Change, *, dry_run: bool) -> str:
