@@ -2,7 +2,7 @@
 # Settings go on the line (make build CCA=8.6), into the shell, or into .env.
 
 .DEFAULT_GOAL := build
-.PHONY: help env over config doctor plan build build-only up exec start down run ls fixes devcontainer wheels install-compose test test-slow test-torch lint format bench bench-start recording docs lock clean
+.PHONY: help env over config doctor plan eject build build-only up exec start down run ls fixes devcontainer wheels install-compose test test-slow test-torch lint format bench bench-start recording docs lock clean
 
 PYTHON ?= python3
 CRESSET := .venv/bin/python -m pipeline
@@ -22,6 +22,8 @@ config: $(READY)  ## Show every setting, its value and where that came from.
 	@$(CRESSET) config
 plan: $(READY)  ## Show what a build would do.
 	@$(CRESSET) plan
+eject: $(READY)  ## Write the image as a plain Dockerfile, into ejected/.
+	@$(CRESSET) eject
 build: $(READY)  ## Build, check and deliver the image; prints its digest reference.
 	@$(CRESSET) build
 build-only: $(READY)  ## The same, starting no container.
