@@ -62,7 +62,7 @@ bench-start: $(READY)  ## Time the entrypoint of IMAGE, in the Docker that answe
 	@.venv/bin/python -m tests.bench.start "$(IMAGE)"
 recording: $(READY)  ## Record .github/terminal.svg, with IMAGE in the Docker that answers.
 	@.venv/bin/python -m tests.recording "$(IMAGE)"
-docs: $(READY)  ## Renew the generated parts of the README.
+docs: $(READY)  ## Renew the generated parts of both READMEs.
 	@.venv/bin/python -m tests.readme
 lock: $(READY)  ## Renew requirements.lock.
 	@.venv/bin/uv pip compile --quiet --upgrade --generate-hashes --extra dev --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
