@@ -30,6 +30,7 @@ services:
     image: ${IMAGE:?names the image, in .env}
     tty: true
     stdin_open: true
+    stop_signal: SIGHUP  # The shell ignores the usual one, and Docker waits ten seconds for it.
     init: true
     ipc: host  # On WSL and on a rootless engine shm_size instead, such as 8gb.
     working_dir: ${PROJECT_ROOT:-/opt/project}

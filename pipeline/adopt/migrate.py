@@ -28,7 +28,6 @@ _VERSIONS: Final = {
     "PYTORCH_VERSION": "PYTORCH_VERSION_TAG",
     "TORCHVISION_VERSION": "TORCHVISION_VERSION_TAG",
 }
-_NO_DEFAULT: Final = ("SERVICE", "PYTORCH_INDEX_URL", "HOST_ROOT")
 
 _HEAD: Final = "# Written by `python -m pipeline migrate`, which never overwrites it.\n"
 _OVERRIDE_HEAD: Final = (
@@ -153,8 +152,11 @@ def _variable(  # noqa: PLR0911, PLR0912 - one case a kind of variable
     if name in ALIASES:
         values.setdefault(ALIASES[name], value)
         return Fate.MAPPED, f"{ALIASES[name]}={value}"
-    if name in RETIRED:
-        return Fate.LEFT, RETIRED[name]
+    if f"NGC_{name}" in NAMES:
+        values.setdefault(f"NGC_{name}", value)
+        return Fate.MAPPED, f"NGC_{name}={value}"
+    if name in RETIRED or f"NGC_{name}" in RETIRED:
+        return Fate.LEFT, RETIRED.get(name) or RETIRED[f"NGC_{name}"]
     if re.fullmatch(r"USE_\w+|BUILD_\w+", name):
         services.flag(ENV, "variable", name, value, original, found)
         return None, ""
@@ -163,8 +165,6 @@ def _variable(  # noqa: PLR0911, PLR0912 - one case a kind of variable
         return Fate.CARRIED, "Docker's own, which reads the same file"
     if name.startswith("COMPOSE_"):
         return Fate.LEFT, "our verbs choose Compose's files and profiles for this machine"
-    if name in {"YEAR", "MONTH"}:
-        return Fate.LEFT, RETIRED.get(f"NGC_{name}", f"NGC_{name} is its name now")
     if re.search(rf"\$\{{?{name}\b", original.compose_text):
         return Fate.MAPPED, f"its value stands in {services.OVERRIDE}, where it was referred to"
     if _NAMES_OF_IMAGES.fullmatch(name):
@@ -200,14 +200,15 @@ def _completed(values: dict[str, str], found: services.Found, items: list[Item])
     named = {it.name for it in items if it.place == ENV and it.fate is not Fate.LEFT}
     for name, value in {**found.defaults, **found.settings}.items():
         pair = _VERSIONS.get(name) or next((a for a, b in _VERSIONS.items() if b == name), "")
-        if name in complete or name in named or (name in _NO_DEFAULT and name in found.defaults):
+        if name in complete or name in named:
             continue
         if pair and pair in values:
             continue
         complete[name] = value
         if name in found.defaults:
             what = "what docker-compose.yaml took where .env says nothing"
-            items.append(Item(ENV, "default", name, Fate.CARRIED, f"{name}={value}: {what}"))
+            word = f"{name}={shown(value, name)}: {what}"
+            items.append(Item(ENV, "default", name, Fate.CARRIED, word))
     # Where neither of a pair was in .env, the one that the mode reads.
     included = complete.get("BUILD_MODE", NAMES["BUILD_MODE"].default) == "include"
     for version, tag in _VERSIONS.items():

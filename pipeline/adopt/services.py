@@ -55,12 +55,12 @@ _ARGUMENTS: Final = {
     "CUDA_SHORT_VERSION": "CUDA_VERSION names it in full",
     "CLEAN_CACHE_BEFORE_BUILD": "ccache finds what it compiled before, and nothing else",
     "DEBUG": "a debug build of torch: TORCH_FLAGS=DEBUG=1 with BUILD_MODE=include",
-    "YEAR": RETIRED.get("NGC_YEAR", "NGC_YEAR"),
-    "MONTH": RETIRED.get("NGC_MONTH", "NGC_MONTH"),
+    "YEAR": RETIRED.get("NGC_YEAR", "NGC_YEAR is its name now"),
+    "MONTH": RETIRED.get("NGC_MONTH", "NGC_MONTH is its name now"),
     "BUILD_CAFFE2": "Caffe2 is no part of torch any more",
     "BUILD_CAFFE2_OPS": "Caffe2 is no part of torch any more",
 }
-# What an argument of the original defaulted to is not what its user chose.
+# What an argument of the original defaulted to is not what its user chose; what ours is then.
 _ONLY_IF_CHOSEN: Final = {
     "CCA": "whatever the wheels have code for; BUILD_MODE=include wants it",
     "CUDNN_VERSION": "the cuDNN that goes with that CUDA",
@@ -77,6 +77,29 @@ _ONLY_IF_CHOSEN: Final = {
     "DEB_OLD": "the distribution's own mirror",
     "DEB_NEW": "the distribution's own mirror",
 }
+
+STOCK: Final[Mapping[str, tuple[str, ...]]] = {
+    "CCA": ("5.2 6.0 6.1 7.0 7.5 8.0 8.6+PTX", "native"),
+    "CUDNN_VERSION": ("8",),
+    "DEB_NEW": ("http://kr.archive.ubuntu.com", "http://mirror.kakao.com"),
+    "DEB_OLD": ("http://archive.ubuntu.com",),
+    "EXTRA_INDEX_URL": ("https://pypi.ngc.nvidia.com",),
+    "GID": ("1000",),
+    "GRP": ("user",),
+    "IMAGE_FLAVOR": ("devel",),
+    "INDEX_URL": (
+        "https://pypi.org/simple", "https://mirror.kakao.com/pypi/simple",
+        "http://mirror.kakao.com/pypi/simple",
+    ),
+    "PYTORCH_INDEX_URL": tuple(
+        f"https://download.pytorch.org/whl/cu{it}" for it in (116, 117, 118, 121, 124)
+    ),
+    "TMUX_HIST_LIMIT": ("50000",),
+    "TRUSTED_HOST": ("pypi.ngc.nvidia.com", "mirror.kakao.com"),
+    "UID": ("1000",),
+    "USR": ("user",),
+}  # fmt: skip
+"""What the original itself had for these, at any time; anything else is its user's choice."""
 
 
 @dataclass
@@ -312,8 +335,7 @@ def _argument(it: _Service, name: str, raw: str | None, original: Original, foun
         found.items.append(Item(it.place, "build arg", name, fate, word))
 
     if setting in NAMES and not (it.name == "simple" and name == "BASE_IMAGE"):
-        chosen = any(original.env.get(it) for it in (name, setting, *_aliases(setting)))
-        if setting in _ONLY_IF_CHOSEN and not chosen:
+        if setting in STOCK and not _chosen(setting, value, original):
             became(Fate.MAPPED, f"the setting {setting}; nobody set it: {_ONLY_IF_CHOSEN[setting]}")
             return
         if it.in_use and value:
@@ -330,6 +352,15 @@ def _argument(it: _Service, name: str, raw: str | None, original: Original, foun
         flag(it.place, "build arg", name, value, original, found)
     else:
         became(Fate.LEFT, "an argument of a Dockerfile, and there is none")
+
+
+def _chosen(setting: str, value: str, original: Original) -> bool:
+    """Say whether the user set it: in ``.env``, or by an edit of docker-compose.yaml."""
+    if any(original.env.get(it) for it in (setting, *_aliases(setting))):
+        return True
+    # The original gave its second index the value of the first.
+    stock = (*STOCK[setting], original.env.get("INDEX_URL", ""))
+    return bool(value) and value not in stock
 
 
 def _aliases(setting: str) -> list[str]:

@@ -98,7 +98,7 @@ def test_its_container_is_like_ours() -> None:
     ours = yaml.safe_load((ROOT / "compose" / "compose.yaml").read_text())["services"]["train"]
     made = yaml.safe_load(join.changes(Path("/nonexistent"), {})[0].text)
     (it,) = made["services"].values()
-    for option in ("tty", "stdin_open", "init", "ipc", "working_dir"):
+    for option in ("tty", "stdin_open", "stop_signal", "init", "ipc", "working_dir"):
         assert it[option] == ours[option]
     for name in ("UID", "GID", "USR", "TZ", "PYTHONPATH"):
         assert it["environment"][name] == ours["environment"][name]

@@ -397,6 +397,42 @@ def test_what_was_edited_in_the_compose_file_itself_is_carried_over(tmp_path: Pa
     assert found.settings["CUDA_VERSION"] == "12.1.1"
 
 
+def test_a_mirror_edited_into_the_compose_file_is_kept_and_its_password_is_not_shown(
+    tmp_path: Path, checkout: Path
+) -> None:
+    known = facts(LAYOUTS[-1])["compose"]
+    args = known["services"]["base"]["build"]["args"]
+    args["INDEX_URL"] = f"${{INDEX_URL:-https://me:{SECRET}@mirror.example.com/simple}}"
+    args["DEB_OLD"] = "${DEB_OLD:-http://archive.ubuntu.com}"
+    args["DEB_NEW"] = "${DEB_NEW:-http://kr.archive.ubuntu.com}"
+    known["services"]["train"]["build"]["args"]["IMAGE_FLAVOR"] = "runtime"
+    old = old_checkout(tmp_path / "old", env="UID=1000\n")
+    (old / "docker-compose.yaml").write_text(json.dumps(known))
+    result, _ = migrated(old)
+    env = (checkout / ".env").read_text()
+    assert f"INDEX_URL=https://me:{SECRET}@mirror.example.com/simple\n" in env
+    assert "IMAGE_FLAVOR=runtime\n" in env
+    assert "EXTRA_INDEX_URL" not in env
+    assert SECRET not in result.out + result.err
+    again = run("migrate", str(old))
+    assert "https://***@mirror.example.com/simple" in again.out
+    assert SECRET not in again.out + again.err
+
+
+def test_no_default_of_the_original_passes_for_a_choice_of_its_user() -> None:
+    had: dict[str, set[str]] = {}
+    for layout in LAYOUTS:
+        for it in facts(layout)["compose"]["services"].values():
+            build = it.get("build") or {}
+            args = build.get("args") or {} if isinstance(build, dict) else {}
+            for name, value in args.items():
+                text = expanded(str(value), {}).strip("'\"")
+                had.setdefault({"TORCH_CUDA_ARCH_LIST": "CCA"}.get(name, name), set()).add(text)
+    for name, stock in services.STOCK.items():
+        defaults = {it for it in had.get(name, set()) if it and "${" not in it}
+        assert defaults <= set(stock), name
+
+
 def test_a_network_of_ones_own_takes_the_place_of_the_machines(tmp_path: Path) -> None:
     override = "services: {train: {networks: [team]}}\nnetworks: {team: {external: true}}\n"
     found = migration(original(old_checkout(tmp_path / "old", override=override)), ROOT / "reqs")
