@@ -76,6 +76,7 @@ keep_environment() {
     mkdir -p /run/cresset
     (
         unset HOME HOSTNAME LOGNAME OLDPWD PWD SHELL SHLVL TERM USER
+        unset UID GID USR GRP ADD_USER SUDO
         umask 077
         export -p >/run/cresset/environment.$$
     )
@@ -147,6 +148,8 @@ else
     if [ "$uid" = 0 ]; then
         name=root become=
         export HOME=/root
+        # ssh runs a command by the shell that stands there; bash would not read the environment.
+        ! is_start || sed -i "/^root:/s|[^:]*$|$SHELL|" /etc/passwd 2>/dev/null || :
     else
         become="setpriv --reuid $uid --regid $gid --groups $(id -G | tr ' ' ,),$gid"
         if [ -w /etc/passwd ]; then
