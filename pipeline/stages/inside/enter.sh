@@ -151,6 +151,8 @@ else
     if [ "$uid" = 0 ]; then
         name=root become=
         export HOME=/root
+        # ssh runs a command by the shell that stands there; bash would not read the environment.
+        ! is_start || sed -i "/^root:/s|[^:]*$|$SHELL|" /etc/passwd 2>/dev/null || :
     else
         become="setpriv --reuid $uid --regid $gid --groups $(id -G | tr ' ' ,),$gid"
         if [ -w /etc/passwd ]; then

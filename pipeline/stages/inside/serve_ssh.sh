@@ -13,8 +13,13 @@ host_key=/var/lib/cresset/ide/ssh_host_key-$(id -u)
 [ -e "$host_key" ] || ssh-keygen -q -t ed25519 -N '' -C '' -f "$host_key"
 [ "$(id -u)" != 0 ] || mkdir -p /run/sshd
 
-/usr/sbin/sshd -f /dev/null -p "$SSH_PORT" -h "$host_key" \
-    -o "ListenAddress=${SSH_ADDRESS:-127.0.0.1}" -o "AllowUsers=$USER" \
-    -o "AuthorizedKeysFile=$keys" -o PasswordAuthentication=no \
-    -o KbdInteractiveAuthentication=no -o PermitRootLogin=prohibit-password \
-    -o PidFile=none -o "Subsystem=sftp internal-sftp"
+# In the foreground of a shell: as a daemon it would tell nobody why it ends, such as a port that the
+# network of the host has taken.
+(
+    setsid --wait /usr/sbin/sshd -D -e -f /dev/null -p "$SSH_PORT" -h "$host_key" \
+        -o "ListenAddress=${SSH_ADDRESS:-127.0.0.1}" -o "AllowUsers=$USER" \
+        -o "AuthorizedKeysFile=$keys" -o PasswordAuthentication=no \
+        -o KbdInteractiveAuthentication=no -o PermitRootLogin=prohibit-password \
+        -o LogLevel=ERROR -o PrintMotd=no -o PidFile=none -o "Subsystem=sftp internal-sftp" ||
+        echo "serve-ssh: there is no ssh on port $SSH_PORT" >&2
+) &
