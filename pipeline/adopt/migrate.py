@@ -65,7 +65,7 @@ def migration(original: Original, folder: Path = reqs.FOLDER) -> Migration:
     """Return what a checkout of the original comes to; `folder` has our requirements.
 
     Raises:
-        CressetError: a file of conda's is not YAML.
+        CressetError: a file of conda's is not one that conda would take.
 
     """
     service = original.env.get("SERVICE", "") or _only_service(original)

@@ -101,7 +101,9 @@ def _yaml_of(root: Path, names: tuple[str, ...]) -> tuple[Mapping[str, Any], str
     for name in names:
         if (root / name).is_file():
             text = _text(root / name)
-            return read_yaml(text, name), text
+            content = read_yaml(text, name)
+            _check(content, name)
+            return content, text
     return {}, ""
 
 
@@ -138,6 +140,46 @@ def read_yaml(text: str, name: str) -> Mapping[str, Any]:
     if not isinstance(read, dict):
         raise CressetError(f"{name} is not a mapping", next_step="mend it, or move it away")
     return read
+
+
+_NOTHING = type(None)
+# The parts that are looked into, and what each may be.
+_SHAPES: tuple[tuple[str, tuple[type, ...]], ...] = (
+    ("environment", (dict, list, _NOTHING)),
+    ("volumes", (list, _NOTHING)),
+    ("build", (dict, str, _NOTHING)),
+    ("build.args", (dict, list, _NOTHING)),
+    ("deploy", (dict, _NOTHING)),
+    ("deploy.resources", (dict, _NOTHING)),
+    ("deploy.resources.reservations", (dict, _NOTHING)),
+    ("deploy.resources.reservations.devices", (list, _NOTHING)),
+    ("ports", (list, _NOTHING)),
+    ("extra_hosts", (dict, list, _NOTHING)),
+)
+
+
+def _check(content: Mapping[str, Any], name: str) -> None:
+    """Raise CressetError where a Compose file is not one that Compose would take."""
+    parts = [(part, content.get(part)) for part in ("services", "networks", "volumes", "secrets")]
+    parts += [(f"services.{it}", value) for it, value in _mapping(content.get("services"))]
+    wrong = [part for part, value in parts if not isinstance(value, (dict, _NOTHING))]
+    for service, options in _mapping(content.get("services")):
+        for path, kinds in _SHAPES:
+            value: Any = options
+            for word in path.split("."):
+                value = value.get(word) if isinstance(value, dict) else None
+            if not isinstance(value, kinds):
+                wrong.append(f"services.{service}.{path}")
+    if wrong:
+        raise CressetError(
+            f"{name} is not as Compose takes it",
+            why=f"{', '.join(wrong)}: neither a mapping nor a list as it should be",
+            next_step="mend it; `docker compose config` in the old checkout says more",
+        )
+
+
+def _mapping(value: Any) -> list[tuple[str, Any]]:  # noqa: ANN401 - of YAML
+    return list(value.items()) if isinstance(value, dict) else []
 
 
 def expanded(text: str, variables: Mapping[str, str], *, escape: bool = False) -> str:

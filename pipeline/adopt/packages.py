@@ -10,6 +10,7 @@ from typing import Final
 from pipeline import reqs
 from pipeline.adopt.original import read_yaml
 from pipeline.adopt.report import Fate, Item
+from pipeline.errors import CressetError
 from pipeline.settings import shown
 
 _APT: Final = f"reqs/{reqs.APT_TRAIN}"
@@ -66,7 +67,7 @@ def packages(files: Mapping[str, str], service: str, shell: Sequence[str]) -> Fo
     `shell` are the packages that every image has.
 
     Raises:
-        CressetError: a file of conda's is not YAML.
+        CressetError: a file of conda's is not one that conda would take.
 
     """
     found = Found()
@@ -155,11 +156,17 @@ def _pip(place: str, line: str, found: Found, *, by: str = "") -> None:
 
 def _conda_file(place: str, text: str, shell: Sequence[str], found: Found) -> None:
     read = read_yaml(text, place)
-    channels = read.get("channels") or []
+    channels, dependencies = (read.get(it) or [] for it in ("channels", "dependencies"))
+    if not isinstance(channels, list) or not isinstance(dependencies, list):
+        raise CressetError(
+            f"{place} is not as conda takes it",
+            why="channels and dependencies are lists",
+            next_step="mend it, or move it away",
+        )
     if channels:
         why = "packages come from PyPI and apt; INDEX_URL names a mirror"
         found.items.append(Item(place, "channels", ", ".join(map(str, channels)), Fate.LEFT, why))
-    for it in read.get("dependencies") or []:
+    for it in dependencies:
         if isinstance(it, dict):
             for line in it.get("pip") or []:
                 _pip(place, str(line), found)

@@ -284,7 +284,7 @@ def _deep(value: Any, original: Original) -> Any:  # noqa: ANN401
     if isinstance(value, Mapping):
         return {str(key): _deep(it, original) for key, it in value.items()}
     if isinstance(value, list):
-        return [_deep(it, original) for it in value]
+        return type(value)(_deep(it, original) for it in value)
     if isinstance(value, str):
         return expanded(value, original.variables, escape=True)
     return value
@@ -381,27 +381,25 @@ def flag(place: str, kind: str, name: str, value: str, original: Original, found
 
 def _deploy(it: _Service, value: Any, original: Original, found: Found) -> None:  # noqa: ANN401
     deploy = _deep(value or {}, original)
-    devices = deploy.get("resources", {}).get("reservations", {}).pop("devices", [])
-    for device in devices:
-        some = device.get("device_ids") or (
-            device.get("count") if device.get("count") not in {None, "all", -1} else None
-        )
-        name = "deploy.resources.reservations.devices"
-        if not some:
-            word = (
-                "compose/gpu.yaml or gpu-cdi.yaml, whichever this machine's Docker takes: all GPUs"
-            )
-            found.items.append(Item(it.place, "option", name, Fate.MAPPED, word))
-            continue
-        new = {"resources": {"reservations": {"devices": Override([device])}}}
-        _into_override(it, "option", name, ("deploy", "deploy"), None, original, found)
-        _set(it, "deploy", new, found)
-    rest = _pruned(deploy)
-    if rest:
-        for name in rest:
-            _into_override(
-                it, "option", f"deploy.{name}", ("deploy", "deploy"), rest, original, found
-            )
+    reservations = (deploy.get("resources") or {}).get("reservations") or {}
+    devices = reservations.pop("devices", None) or []
+    some = [device for device in devices if _some_gpus(device)]
+    name = "deploy.resources.reservations.devices"
+    if devices and not some:
+        word = "compose/gpu.yaml or gpu-cdi.yaml, as this machine's Docker needs: all GPUs"
+        found.items.append(Item(it.place, "option", name, Fate.MAPPED, word))
+    names = [f"deploy.{part}" for part in _pruned(deploy)]
+    if some:
+        # Added to the list of gpu.yaml, it would be these and all of them.
+        reservations["devices"] = Override(some)
+        names.append(name)
+    for part in names:
+        _into_override(it, "option", part, ("deploy", "deploy"), _pruned(deploy), original, found)
+
+
+def _some_gpus(device: Mapping[str, Any]) -> bool:
+    """Say whether a reservation is of anything but all GPUs."""
+    return bool(device.get("device_ids")) or device.get("count") not in {None, "all", -1}
 
 
 def _pruned(value: Any) -> Any:  # noqa: ANN401

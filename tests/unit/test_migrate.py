@@ -60,6 +60,8 @@ services:
             - driver: nvidia
               device_ids: ["0"]
               capabilities: [gpu]
+        limits:
+          memory: 32G
     shm_size: 16GB
     tmpfs:
       - /opt/data
@@ -367,6 +369,7 @@ def test_an_edited_override_is_carried_over(tmp_path: Path, checkout: Path) -> N
         ]
         (device,) = it["deploy"]["resources"]["reservations"]["devices"]
         assert device["device_ids"] == ["0"]
+        assert it["deploy"]["resources"]["limits"] == {"memory": "32G"}
         assert (it["shm_size"], it["ipc"], it["tmpfs"]) == ("16GB", "private", ["/opt/data"])
         assert it["env_file"] == [f"{old}/secrets.env"]
     assert made["services"]["redis"] == {"image": "redis:7", "build": f"{old}/redis"}
@@ -535,8 +538,13 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, checkout: Path) -> None:
         ({}, "is no checkout of the original"),
         ({"docker-compose.yaml": "services: [\n"}, "docker-compose.yaml is not YAML"),
         ({"docker-compose.yaml": "- train\n"}, "docker-compose.yaml is not a mapping"),
+        ({"docker-compose.yaml": "services: [a]\n"}, "services: neither a mapping"),
+        ({"docker-compose.yaml": "services: {train: [a]}\n"}, "services.train: neither"),
+        ({"docker-compose.yaml": "services: {a: {deploy: 3}}\n"}, "services.a.deploy: neither"),
+        ({"docker-compose.yaml": "services: {a: {volumes: b}}\n"}, "services.a.volumes: neither"),
         ({".env": b"\xff\xfe"}, "is not UTF-8 text"),
         ({".env": "UID=1\n", "reqs/train-environment.yaml": "a: ["}, "is not YAML"),
+        ({".env": "UID=1\n", "reqs/train-environment.yaml": "dependencies: 3"}, "not as conda"),
     ],
 )
 def test_what_cannot_be_read_is_said(
