@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +27,22 @@ FOLDER: Final = Path("compose")
 BASE: Final = FOLDER / "compose.yaml"
 ROOT: Final = Path(".compose.yaml")
 OVERRIDE: Final = Path("docker-compose.override.yaml")
-ENTER: Final = "enter"
-"""The entrypoint of every image, by which a running container is entered as the user too."""
+ENTER: Final = "/usr/local/bin/enter"
+"""The entrypoint of every image, by which a running container is entered as the user too.
+
+By its path: root should find no other program of that name on a PATH that the user writes to.
+"""
+FIXES: Final = "/usr/local/bin/fixes"
+MISSING: Final = "missing/run-make-build"
+"""Stands for the image of a service that is not wanted and that the settings don't make."""
 
 IMAGES: Final[Mapping[str, str]] = {
     "train": "IMAGE", "devel": "IMAGE_DEVEL", "simple": "IMAGE_SIMPLE", "ngc": "IMAGE_NGC",
 }  # fmt: skip
 """The setting that names the image of each service."""
 
+_FIRST_SECONDS: Final = 0.4
+"""After this a command that cannot run at all has ended."""
 _CDI_GPU: Final = "nvidia.com/gpu"
 _GPUS_SINCE: Final = (19, 3)
 """The first Docker that gives a container GPUs without a runtime of NVIDIA's."""
@@ -52,8 +61,10 @@ def files(
     else:
         of_machine = (_gpu(machine), *_memory(machine)) if machine else ()
         found = [ROOT, BASE, *(FOLDER / name for name in of_machine if name)]
-    wanted = {"ssh.yaml": settings.ssh_port, "jupyter.yaml": settings.jupyter_port}
-    found += [FOLDER / name for name, port in wanted.items() if port]
+    for name, port in (("ssh.yaml", settings.ssh_port), ("jupyter.yaml", settings.jupyter_port)):
+        # COMPOSE_FILE may name it from a time when there was a port.
+        found = [file for file in found if file != FOLDER / name]
+        found += [FOLDER / name] if port else []
     if (folder / OVERRIDE).is_file():
         found = [file for file in found if file != OVERRIDE] + [OVERRIDE]
     return tuple(dict.fromkeys(found))
@@ -169,16 +180,16 @@ class Project:
         """The image of its service, empty if none is named."""
         return self.variables.get(IMAGES[self.service], "")
 
-    def docker(self) -> Any:  # noqa: ANN401 - a DockerClient, of a library imported where it is used
+    def docker(self, profile: str = "") -> Any:  # noqa: ANN401 - a DockerClient, imported late
         """Return Docker's client for this project; ComposeError without Docker or Compose."""
         from python_on_whales import DockerClient  # noqa: PLC0415 - half a second, and few verbs
 
         # The client's own subprocesses read it, as they would the shell's.
-        os.environ.update(self.variables)
+        os.environ.update({"IMAGE": MISSING, **self.variables})
         client = DockerClient(
             compose_files=list(self.files),
             compose_project_name=self.variables["PROJECT"],
-            compose_profiles=[self.service],
+            compose_profiles=[profile or self.service],
         )
         with told("Docker does not answer", "run `make doctor`"):
             client.version()
@@ -201,6 +212,12 @@ class Project:
         with told(f"{self.service} does not start", see_why):
             docker.compose.up(
                 services=[self.service], detach=True, force_recreate=True, pull="never", quiet=True
+            )
+        time.sleep(_FIRST_SECONDS)
+        if not self.is_running(docker):
+            said = docker.compose.logs([self.service], tail="5", no_log_prefix=True)
+            raise ComposeError(
+                f"{self.service} has started, and has ended at once", why=said, next_step=see_why
             )
         say(f"{self.service} is up, from {self.image}")
 
@@ -247,9 +264,9 @@ class Project:
     def down(self, *, volumes: bool) -> None:
         """Stop and delete the containers, and their volumes if that is asked; or ComposeError."""
         with told("the containers cannot be taken down", "look at `docker compose ls -a`"):
-            self.docker().compose.down(volumes=volumes, remove_orphans=True, quiet=True)
+            self.docker("*").compose.down(volumes=volumes, remove_orphans=True, quiet=True)
 
-    def hand_over(self, verb: str, command: Sequence[str]) -> NoReturn:
+    def hand_over(self, verb: str, command: Sequence[str], say: Callable[[str], None]) -> NoReturn:
         """Become ``docker compose exec`` or ``run``: the terminal, signals and exit code are its.
 
         Raises:
@@ -269,8 +286,10 @@ class Project:
                 )
             words = [ENTER, *words]
         else:
-            self._get_image(docker, lambda _: None)
+            self._get_image(docker, say)
             options.append("--rm")
+            # Without a command Compose would take the service's, which may be no shell.
+            words = words or ["zsh"]
         argv = [*map(str, docker.client_config.docker_compose_cmd), verb, *options, self.service]
         os.execvp(argv[0], [*argv, *words])  # noqa: S606 - the point of it
 
@@ -287,16 +306,16 @@ class Project:
                 f"{self.service} is not running",
                 next_step=f"start it with `make up SERVICE={self.service}`",
             )
-        words = ["fixes", *(["--dry-run"] if dry_run else [])]
+        words = [FIXES, *(["--dry-run"] if dry_run else [])]
         with told("the container could not be mended", "make a fresh one with `make up`"):
             return str(docker.compose.execute(self.service, words, tty=False, user="root"))
 
 
-def docker_answers() -> bool:
-    """Say whether a Docker daemon answers to the client here."""
+def can_start() -> bool:
+    """Say whether a Docker daemon answers here, and there is Compose to start containers with."""
     from pipeline import publish  # noqa: PLC0415 - few verbs ask
 
-    return publish.Docker("", "").answers()
+    return publish.Docker("", "").answers() and publish.has_compose()
 
 
 def projects() -> list[dict[str, Any]]:
@@ -335,6 +354,5 @@ def _reason(error: BaseException) -> str:
 
 
 def _has_registry(reference: str) -> bool:
-    """Say whether a reference names a registry's host, by Docker's own rule."""
-    host, slash, _ = reference.partition("/")
-    return bool(slash) and (host == "localhost" or "." in host or ":" in host)
+    """Say whether an image may be pulled: one with an owner is Docker Hub's at the least."""
+    return "/" in reference

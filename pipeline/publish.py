@@ -327,6 +327,11 @@ class Docker:
         return delivered
 
 
+def has_compose() -> bool:
+    """Say whether Docker's client has Compose."""
+    return _docker("compose", "version") is not None
+
+
 def _docker(*args: str) -> str | None:
     """Return what docker prints, None where it is missing, fails, or does not answer in time."""
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):

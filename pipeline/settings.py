@@ -361,7 +361,8 @@ class Settings(BaseModel):
         "", "Port of loopback on which to serve JupyterLab. Empty: none.", group=START,
         allowed="8888",
     )  # fmt: skip
-    histsize: Annotated[str, _NUMBER] = setting(
+    # Any text: bash's own, which a user may have exported, can be -1 or a word.
+    histsize: str = setting(
         "50000", "Commands that zsh remembers.", group=START, allowed="a number"
     )
     tmux_hist_limit: Annotated[str, _NUMBER] = setting(

@@ -50,7 +50,7 @@ def up(
 
 def enter(flags: dict[str, str], command: Command = None) -> None:
     """Enter the running container, as the user, in the project's folder."""
-    project(flags, is_new=False).hand_over("exec", command or [])
+    project(flags, is_new=False).hand_over("exec", command or [], say)
 
 
 def start(flags: dict[str, str]) -> None:
@@ -70,7 +70,7 @@ def down(
 
 def run(flags: dict[str, str], command: Command = None) -> None:
     """Run a command in a container of its own, which goes with it: to see why one won't start."""
-    project(flags).hand_over("run", command or [])
+    project(flags).hand_over("run", command or [], say)
 
 
 def ls(
@@ -116,11 +116,15 @@ def project(flags: dict[str, str], *, is_new: bool = True) -> Project:
     compose.check_folder(here)
     named = compose.named_files(os.environ, settings.ENV_FILE)
     looked = machine.look() if is_new and not named else None
-    return compose.Project(
+    variant = variant_of(loaded.settings)
+    it = compose.Project(
         compose.service_of(loaded.settings),
-        compose.variables(loaded.settings, here, user.identity(), variant_of(loaded.settings)),
+        compose.variables(loaded.settings, here, user.identity(), variant),
         compose.files(loaded.settings, looked, here, named),
     )
+    if is_new and not it.image:
+        compose.image_of(loaded.settings, it.service, variant)  # raises, and so says why
+    return it
 
 
 def variant_of(settings: Settings) -> Callable[[str], str]:

@@ -117,8 +117,10 @@ def _start(flags: dict[str, str], built: dict[str, str]) -> None:
     from pipeline import compose
     from pipeline.cli import containers
 
-    if not built or not compose.BASE.is_file() or not compose.docker_answers():
-        typer.echo("no container is started: that takes Docker, and a checkout", err=True)
+    if not built or not compose.BASE.is_file() or not compose.can_start():
+        typer.echo(
+            "no container is started: that takes Docker with Compose, and a checkout", err=True
+        )
         return
     containers.project(flags | built).up(containers.say)
 

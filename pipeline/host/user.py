@@ -88,6 +88,7 @@ def set_variable(path: Path, name: str, value: str) -> bool:
 
     Returns whether the file had another value. The file is replaced as a whole or not at all.
     """
+    path = path.resolve()  # or a link to a team's own would become a file
     lines = path.read_text().splitlines()
     line = f"{name}={value}"
     if line in lines:
@@ -103,6 +104,7 @@ def set_variable(path: Path, name: str, value: str) -> bool:
     written = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     written.write_text("\n".join(lines) + "\n")
     shutil.copymode(path, written)
+    os.chown(written, path.stat().st_uid, path.stat().st_gid)
     written.replace(path)
     return True
 

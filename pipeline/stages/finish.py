@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dagger import Container
 
 from pipeline.spec import ImageSpec
-from pipeline.stages.packages import VENV
+from pipeline.stages.packages import OPENMP, VENV
 from pipeline.stages.shell import ENTER
 from pipeline.stages.torch import SOURCE
 
@@ -48,7 +48,7 @@ def environment(spec: ImageSpec) -> dict[str, str]:
     if spec.mkl:
         # MKL's threads and torch's own then share Intel's OpenMP pool; it also serves GNU's
         # entry points, which the wheels are linked to.
-        preload.append(f"{VENV}/lib/libiomp5.so")
+        preload.append(OPENMP)
         variables["KMP_BLOCKTIME"] = "0"
     return variables | {
         "LD_PRELOAD": ":".join(preload),

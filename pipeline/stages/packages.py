@@ -12,6 +12,8 @@ from pipeline.spec import BaseSpec, ImageSpec, ToolchainSpec
 from pipeline.stages.inputs import Inputs
 
 VENV = "/opt/venv"
+OPENMP = "/usr/local/lib/libiomp5.so"
+"""Intel's, for every process, so where no user can put another in its place."""
 INSTALLER = "/opt/installer"
 _PYTHON_DIR = "/opt/python"
 
@@ -40,7 +42,10 @@ find /etc/apt -name '*.list' | xargs -r sed -i -E 's/^deb (.*)$/&\ndeb-src \1/'
 """
 
 # The group is root's, which a user has whom `enter` or an orchestrator makes up.
-_OPEN_TO_THE_GROUP = f"find {VENV} -type d ! -perm -g+w -exec chmod g+w {{}} +"
+_OPEN_TO_THE_GROUP = f"""
+find {VENV} -type d ! -perm -g+w -exec chmod g+w {{}} +
+[ ! -e {VENV}/lib/libiomp5.so ] || install -m 644 {VENV}/lib/libiomp5.so {OPENMP}
+"""
 
 _APT_UNPACK = """
 apt-get update -q -o APT::Update::Error-Mode=any

@@ -25,17 +25,11 @@ VARIABLES = {
 }  # fmt: skip
 
 
-@pytest.fixture(
-    scope="session", params=["distribution", pytest.param("newest", marks=pytest.mark.slow)]
-)
-def config(
-    request: pytest.FixtureRequest, docker_config: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+@pytest.fixture(scope="session", params=["apt", pytest.param("go", marks=pytest.mark.slow)])
+def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of Docker's settings with a Compose: Debian's 2.26, or the newest we pin."""
-    if request.param == "distribution":
-        return docker_config
-    folder: Path = tmp_path_factory.mktemp("newest")
-    tests_docker.install_compose(folder, "--from", "go", "--force")
+    folder: Path = tmp_path_factory.mktemp("compose")
+    tests_docker.install_compose(folder, "--from", request.param, "--force")
     return folder
 
 

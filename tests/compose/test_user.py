@@ -99,6 +99,10 @@ CASES = [
          {"uid": 12345, "name": "user", "home": "/tmp/home-12345"}),
     Case("a read-only image and root", (*READ_ONLY, "--tmpfs", "/root"), {"uid": 0}),
     Case("no capabilities and --user", ("--user", "12345", "--cap-drop", "ALL"), {"uid": 12345}),
+    Case("the threads of jemalloc, which an image of torch preloads",
+         (*AS_ANN, *env(LD_PRELOAD="libjemalloc.so.2", MALLOC_CONF="background_thread:true")), ANN),
+    Case("the name of a word of sudo's", env(UID="1234", USR="ALL", SUDO="exclude"),
+         {"name": "ALL", "sudo": False}),
     Case("Docker's init", ("--init", *AS_ANN), ANN),
     Case("another folder", ("-w", "/tmp", *AS_ANN), ANN | {"cwd": "/tmp"}),
 ]  # fmt: skip
@@ -174,6 +178,8 @@ def test_a_rootless_engines_root_is_the_user_outside(docker_host: str, image: st
     [
         ("UID", "ann", "UID='ann' is not a number"),
         ("GID", "-1", "GID='-1' is not a number"),
+        ("UID", "4294967295", "is not a number"),
+        ("UID", "99999999999", "is not a number"),
         ("USR", "ann:0:0", "USR='ann:0:0' is not a user name"),
         ("USR", "ann ALL=(ALL) ALL", "is not a user name"),
         ("GRP", "a\nroot:x:0:", "is not a group name"),
@@ -200,7 +206,9 @@ def test_a_signal_reaches_the_command(docker_host: str, image: str) -> None:
         docker_host, "run", "--detach", "--network", "none", *AS_ANN, image, "sh", "-c", trap
     ).stdout.strip()
     try:
+        deadline = time.monotonic() + 20
         while "begun" not in docker(docker_host, "logs", name).stdout:
+            assert time.monotonic() < deadline
             time.sleep(0.05)
         docker(docker_host, "kill", "--signal", "TERM", name)
         assert docker(docker_host, "wait", name).stdout.strip() == "3"
@@ -253,6 +261,45 @@ def test_a_running_container_is_entered_as_its_user(
     assert [line for line in passwd.splitlines() if "1234" in line or "ann" in line] == [
         "ann:*:1234:2345::/home/ann:/usr/bin/zsh"
     ]
+
+
+PLANT = """
+for it in id awk stat enter setpriv; do
+    printf '#!/bin/sh\\necho planted >>/tmp/as-$(/usr/bin/id -u)\\n' >/opt/venv/bin/$it
+    chmod +x /opt/venv/bin/$it
+done
+"""
+
+
+def test_root_runs_nothing_that_the_user_can_write_to(
+    docker_host: str, running: Callable[..., str]
+) -> None:
+    name = running(*AS_ANN)
+    enter = "/usr/local/bin/enter"
+    docker(docker_host, "exec", name, enter, "sh", "-c", PLANT)
+    docker(docker_host, "exec", name, enter, "sh", "-c", "id")
+    docker(docker_host, "exec", name, "/usr/local/bin/fixes")
+    assert docker(docker_host, "exec", name, "ls", "/tmp").stdout.split() == ["as-1234"]
+
+
+def test_a_mount_below_the_home_leaves_the_home_the_users(
+    docker_host: str, image: str, project: Path
+) -> None:
+    mounts = ("-v", f"{project}:/home/ann/.cache/huggingface")
+    write = ("sh", "-c", "touch ~/.cache/mine ~/.cache/huggingface/mine; stat -c %u ~ ~/.cache")
+    code, out, err = started(docker_host, image, *AS_ANN, *mounts, command=write)
+    assert (code, err) == (0, "")
+    assert out.split() == ["1234", "1234"]
+    assert (project / "mine").stat().st_uid == 1234
+
+
+def test_root_leaves_a_link_in_place_of_the_home_alone(
+    docker_host: str, image: str, project: Path
+) -> None:
+    (project / "ann").symlink_to("/etc")
+    mount = ("-v", f"{project}:/home")
+    _, out, _ = started(docker_host, image, *AS_ANN, *mount, command=("stat", "-c", "%u", "/etc"))
+    assert out.strip() == "0"
 
 
 def test_what_a_fresh_container_keeps_is_the_users(docker_host: str, image: str) -> None:

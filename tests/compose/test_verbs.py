@@ -33,6 +33,11 @@ class Site:
     def env_file(self) -> Path:
         return self.folder / ".env"
 
+    @property
+    def project(self) -> str:
+        lines = self.env_file.read_text().splitlines()
+        return next(it for it in lines if it.startswith("PROJECT=")).partition("=")[2]
+
     def cresset(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
         argv = [sys.executable, "-m", "pipeline", *args]
         return subprocess.run(
@@ -117,7 +122,7 @@ def test_a_day_with_a_container(ann: Site) -> None:
     assert ann.compose("ps", "--quiet") != first, "a fresh one"
     assert ann.cresset("exec", "test", "-e", "/home/ann/kept").returncode == 1
 
-    (row,) = [it for it in json.loads(ann.must("ls", "--json")) if "test-" in it["name"]]
+    (row,) = [it for it in json.loads(ann.must("ls", "--json")) if it["name"] == ann.project]
     assert row["status"] == "running(1)"
     ann.must("down")
     assert ann.compose("ps", "--all", "--quiet") == ""
@@ -184,12 +189,12 @@ def test_a_shell_in_a_real_terminal(ann: Site, terminal: Callable[..., str]) -> 
 
 def test_history_outlives_the_container(ann: Site, terminal: Callable[..., str]) -> None:
     ann.must("up")
-    for typed, shown in (("echo remember-$((40+2))", "remember-42"), ("exit", "")):
-        if typed != "exit":
-            terminal("send-keys", f"{sys.executable} -m pipeline exec", "Enter")
-            shows(terminal, PROMPT)
-        terminal("send-keys", typed, "Enter")
-        shows(terminal, shown)
+    terminal("send-keys", f"{sys.executable} -m pipeline exec; echo left", "Enter")
+    shows(terminal, PROMPT)
+    terminal("send-keys", "echo remember-$((40+2))", "Enter")
+    shows(terminal, "remember-42")
+    terminal("send-keys", "exit", "Enter")
+    shows(terminal, "\nleft")
     ann.must("up")
     assert "remember-$((40+2))" in ann.must("exec", "zsh", "-ic", 'cat "$HISTFILE"')
 
@@ -268,6 +273,7 @@ def test_up_pulls_the_tag_and_holds_it_to_the_digest(ann: Site, published: tuple
 def test_up_builds_if_it_is_told_to(ann: Site) -> None:
     built = ann.cresset("up", "--build", ENGINE="local")
     assert built.returncode == 0, built.stderr
+    assert "nothing to do: simple-" in built.stderr, "it has looked"
     assert "simple is up" in built.stderr
 
 
@@ -288,3 +294,28 @@ def test_fixes_says_what_it_mends(ann: Site) -> None:
     assert "folders of /opt/venv that root made" in ann.must("fixes", "--dry-run")
     assert "mended by" in ann.must("fixes")
     assert "nothing to fix" in ann.must("fixes")
+
+
+def test_a_container_that_ends_at_once_is_not_up(ann: Site) -> None:
+    (ann.folder / "docker-compose.override.yaml").write_text(
+        "services: {simple: {command: [sh, -c, 'echo why; exit 3']}}\n"
+    )
+    ended = ann.cresset("up")
+    assert ended.returncode == 9
+    assert "simple has started, and has ended at once\nwhy: why" in ended.stderr
+    assert "make run SERVICE=simple" in ended.stderr
+
+
+def test_down_takes_every_service_of_the_project(ann: Site) -> None:
+    ann.must("up")
+    ann.must("down", SERVICE="train")
+    assert ann.compose("ps", "--all", "--quiet") == ""
+
+
+def test_a_service_starts_where_the_settings_make_no_other(ann: Site) -> None:
+    lines = ann.env_file.read_text().splitlines()
+    ann.env_file.write_text("\n".join(it for it in lines if not it.startswith("IMAGE=")))
+    ann.must("up", "--cca", "6.1")
+    refused = ann.cresset("up", "--service", "train", "--cca", "6.1")
+    assert refused.returncode == 2
+    assert "CCA='6.1'" in refused.stderr

@@ -11,13 +11,20 @@
 # that one stays, and only gets a name and a home if it lacks them.
 set -eu
 
+# What the command gets and this program does without. As root it runs no program of a folder that
+# users write to, and what jemalloc does in its threads makes setpriv abort.
+path=$PATH preload=${LD_PRELOAD:-}
+PATH=/usr/sbin:/usr/bin:/sbin:/bin
+unset LD_PRELOAD
+
 refuse() {
     echo "enter: $1" >&2
     exit 2
 }
 
 is_number() {
-    case $1 in '' | *[!0-9]*) return 1 ;; esac
+    case $1 in '' | *[!0-9]* | ???????????*) return 1 ;; esac
+    [ "$1" -lt 4294967295 ]
 }
 
 # What ends in /etc/passwd and in a file of sudo's must hold nothing that these read otherwise.
@@ -63,7 +70,8 @@ add_user() {
     rm -f $sudo
     if [ "${SUDO:-exclude}" = include ]; then
         [ -d /etc/sudoers.d ] || refuse "SUDO=include, and the image has no sudo"
-        echo "$name ALL=(ALL) NOPASSWD: ALL" >$sudo.$$
+        # By number: a name may be a word of sudo's own.
+        echo "#$uid ALL=(ALL) NOPASSWD: ALL" >$sudo.$$
         chmod 440 $sudo.$$
         # Without a dot in its name: sudo passes over others.
         mv $sudo.$$ $sudo
@@ -78,6 +86,8 @@ keep_environment() {
         unset HOME HOSTNAME LOGNAME OLDPWD PWD SHELL SHLVL TERM USER
         unset UID GID USR GRP ADD_USER SUDO
         umask 077
+        PATH=$path
+        [ -z "$preload" ] || export LD_PRELOAD="$preload"
         export -p >/run/cresset/environment.$$
     )
     chown "$uid" /run/cresset/environment.$$
@@ -90,6 +100,8 @@ wrap_names() {
     names=${TMPDIR:-/tmp}/names-$uid
     # As the user: root should follow no link that somebody put there.
     [ -e $wrapper ] && $become mkdir -p "$names" 2>/dev/null || return 0
+    # Somebody else may have made it first, since all may write there.
+    $become test -O "$names" || return 0
     $become sh -c '
         awk -F: -v name="$1" -v id="$2" "\$1 != name && \$3 != id" /etc/passwd >"$4/passwd.$$"
         echo "$1:*:$2:$3::$HOME:$SHELL" >>"$4/passwd.$$"
@@ -98,31 +110,36 @@ wrap_names() {
         echo "$5:x:$3:" >>"$4/group"
     ' names "$name" "$uid" "$gid" "$names" "$group"
     export NSS_WRAPPER_PASSWD="$names/passwd" NSS_WRAPPER_GROUP="$names/group"
-    export LD_PRELOAD="$wrapper${LD_PRELOAD:+:$LD_PRELOAD}"
+    preload="$wrapper${preload:+:$preload}"
 }
 
 # Take a home that the user can write to, this one if that can be.
 own_home() {
     export HOME="$1"
-    if [ "$(id -u)" = 0 ]; then
-        # The folder alone: what is in it is the user's already, or else it was never meant to be.
+    # Only before the user has a process, who could put a link in the way of root.
+    if [ "$(id -u)" = 0 ] && is_start && [ ! -L "$HOME" ]; then
         { mkdir -p "$HOME" && chown "$uid:$gid" "$HOME"; } 2>/dev/null || :
+        # Docker makes what is above a mount, such as ~/.cache, for root. What is deeper is the
+        # user's already, or else was never meant to be.
+        find "$HOME" -xdev -mindepth 1 -maxdepth 2 -type d -uid 0 \
+            -execdir chown -h "$uid:$gid" '{}' + 2>/dev/null || :
     fi
-    $become test -w "$HOME" && return
+    ! $become test -w "$HOME" || return 0
     HOME=${TMPDIR:-/tmp}/home-$uid
-    $become mkdir -p -m 700 "$HOME" 2>/dev/null || HOME=/
+    $become mkdir -p -m 700 "$HOME" 2>/dev/null && $become test -O "$HOME" || HOME=/
 }
 
 # As the user: what a home begins with, none of which is ever written over.
 furnish='
-    [ -w "$HOME" ] && [ ! -e "$HOME/.zshrc" ] || exit 0
-    cp -n /etc/skel/.[!.]* "$HOME"
+    [ -w "$HOME" ] || exit 0
+    [ -e "$HOME/.zshrc" ] || cp -n /etc/skel/.[!.]* "$HOME"
     [ -w /var/lib/cresset/ide ] || exit 0
+    kept=/var/lib/cresset/ide/$(id -u)
     for ide in .vscode-server .vscode-server-insiders .cursor-server .windsurf-server .cache/JetBrains
     do
         [ ! -e "$HOME/$ide" ] || continue
-        mkdir -p "/var/lib/cresset/ide/$ide" "$(dirname "$HOME/$ide")"
-        ln -s "/var/lib/cresset/ide/$ide" "$HOME/$ide"
+        mkdir -p "$kept/$ide" "$(dirname "$HOME/$ide")"
+        ln -s "$kept/$ide" "$HOME/$ide"
     done
 '
 
@@ -166,9 +183,9 @@ else
     ! is_start || keep_environment
 fi
 export USER="$name" LOGNAME="$name"
-$become sh -c "$furnish"
+$become sh -c "$furnish" || echo "enter: $HOME could not be furnished" >&2
 if is_start && [ -n "${SSH_PORT:-}" ]; then
     $become serve-ssh
 fi
 unset UID GID USR GRP ADD_USER SUDO
-exec $become "$@"
+exec $become env PATH="$path" ${preload:+LD_PRELOAD="$preload"} "$@"

@@ -1,6 +1,9 @@
 #!/bin/sh
 # Say what in this running container keeps it from working, then mend it; --dry-run says it only.
 set -eu
+# Root runs no program of a folder that users write to.
+PATH=/usr/sbin:/usr/bin:/sbin:/bin
+unset LD_PRELOAD
 
 case ${1:-} in
     '') mend=yes ;;
@@ -25,7 +28,7 @@ done
 venv=${VIRTUAL_ENV:-/nonexistent}
 if [ -d "$venv" ] && [ -n "$(find "$venv" -type d ! -perm -g+w -print -quit)" ]; then
     fix "folders of $venv that root made, by sudo pip: pip of the user fails there" \
-        find "$venv" -type d ! -perm -g+w -exec chmod g+w '{}' +
+        find "$venv" -type d ! -perm -g+w -execdir chmod g+w '{}' +
 fi
 
 if ls /usr/lib/*/libcuda.so.1 >/dev/null 2>&1 && ! ldconfig -p | grep -q libcuda.so.1; then
