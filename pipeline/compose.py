@@ -215,7 +215,8 @@ class Project:
             )
         time.sleep(_FIRST_SECONDS)
         if not self.is_running(docker):
-            said = docker.compose.logs([self.service], tail="5", no_log_prefix=True)
+            said = docker.compose.logs([self.service], tail="5", no_log_prefix=True).strip()
+            said = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", said)
             raise ComposeError(
                 f"{self.service} has started, and has ended at once", why=said, next_step=see_why
             )
