@@ -372,8 +372,8 @@ def _base(
             Problem(
                 "BASE_SOURCE",
                 settings.base_source,
-                "makes a plain distribution, and BASE_IMAGE, IMAGE_FLAVOR or the target ngc asks for "
-                "another base",
+                "makes a plain distribution, and BASE_IMAGE, IMAGE_FLAVOR or the target ngc asks "
+                "for another base",
                 allowed="auto, image, archive",
             )
         )
