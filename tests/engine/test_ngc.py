@@ -77,7 +77,8 @@ def publish_stand_in(ref: str, constraint: str) -> None:
 def test_our_layers_stand_on_an_image_like_nvidias_and_leave_it_as_it_is(
     checkout: Checkout, repository: str
 ) -> None:
-    held, needs_torch = new_name(), new_name()
+    # Always the same stand-in, so that the engine has the layers on it already.
+    held, needs_torch = "cresset_test_held", new_name()
     reference = f"{repository}/pytorch:25.09-py3"
     publish_stand_in(reference, f"{held}==2.0\n")
     settings = {
