@@ -22,6 +22,8 @@ def plan(spec: ImageSpec) -> tuple[Step, ...]:
         "image" if spec.base.source == "auto" and not spec.base.can_bootstrap else spec.base.source
     )
     base = f"{spec.base.distribution} {spec.base.version} from {_SOURCES[source]}"
+    if spec.target == "ngc":
+        base = f"NVIDIA's PyTorch image of {spec.ngc}, {base}"
     python = f"Python {spec.python}, certificates, time zones, jemalloc"
     if spec.target == "devel" and spec.torch is not None:
         wheel = spec.torch.torch_wheel
@@ -35,6 +37,17 @@ def plan(spec: ImageSpec) -> tuple[Step, ...]:
             Step("image", "time zone, environment, labels", ("apt",)),
             *_ENDING,
         )
+    if spec.target == "ngc":
+        return (
+            Step("base", base),
+            *_shell(spec, ("base",)),
+            Step("system", "time zones, what makes a venv", ("shell",)),
+            Step("apt", f"{len(spec.apt)} packages of reqs/apt-train", ("system",)),
+            Step("pip", f"packages of reqs/pip-train, beside the base's, Python {spec.python}",
+                 ("apt",)),
+            Step("image", "time zone, environment, labels", ("pip",)),
+            *_ENDING,
+        )  # fmt: skip
     steps = [
         Step("base", base),
         *_shell(spec, ("base",)),

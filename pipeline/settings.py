@@ -99,6 +99,8 @@ _CACHE = _matching(
     "the buckets, for ccache knows neither rediss:// nor https://",
 )
 _SIZE = _matching(r"(?i:\d+[bkmg]b?)", "not a size such as 8gb")
+_TWO_DIGITS = _matching(r"\d{2}", "not two digits")
+_MONTH = _matching(r"0[1-9]|1[0-2]", "not a month of two digits")
 _NUMBER = _matching(r"\d{1,10}", "not a number")
 _NAME = _matching(r"[A-Za-z_][\w.-]*", "not a user or group name")
 _PATH = _matching(r"/\S*", "not an absolute path")
@@ -146,7 +148,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    service: Literal["train", "full", "devel", "simple"] = setting(
+    service: Literal["train", "full", "devel", "simple", "ngc"] = setting(
         "train", "What to build; `full` is `train`.", group=IMAGE
     )
     build_mode: Onoff = setting(
@@ -202,6 +204,13 @@ class Settings(BaseModel):
         "", "Take the nvidia/cuda image of this flavor as base instead of the plain distribution.",
         group=BASE,
     )  # fmt: skip
+    ngc_year: Annotated[str, _TWO_DIGITS] = setting(
+        "", "Year of NVIDIA's PyTorch image, the base of the target ngc. Empty: with NGC_MONTH the "
+        "newest known here.", group=BASE, allowed="two digits such as 25",
+    )  # fmt: skip
+    ngc_month: Annotated[str, _MONTH] = setting(
+        "", "Its month.", group=BASE, allowed="two digits, 01 to 12"
+    )
     base_source: Literal["auto", "image", "archive", "bootstrap"] = setting(
         "auto", "Where the base comes from: a registry, an OCI archive, or mmdebstrap from the "
         "machine's apt mirror. `auto`: the registry if it serves it, else bootstrap.", group=BASE,
@@ -405,8 +414,6 @@ RETIRED: Mapping[str, str] = {
     "INTERACTIVE_MODE": "every image can be published; the user is applied at start",
     "LOCK_MODE": "conda-lock went with conda",
     "MAGMA_VERSION": "MAGMA follows CUDA and PyTorch by itself; MAGMA_RELEASE chooses another",
-    "NGC_MONTH": "the ngc service is not part of this version",
-    "NGC_YEAR": "the ngc service is not part of this version",
     "PYTORCH_FETCH_NIGHTLY": "nightly wheels are not in the compatibility tables",
     "TARGET_STAGE": "name the target instead: `python -m pipeline build simple`",
     "TORCHAUDIO_VERSION_TAG": "list torchaudio in reqs/pip-train.requirements.txt",

@@ -94,7 +94,7 @@ class Arch(Frozen):
         )
 
 
-Target = Literal["train", "devel", "simple"]
+Target = Literal["train", "devel", "simple", "ngc"]
 SourceKind = Literal["git", "archive", "apt", "path"]
 BaseSource = Literal["auto", "image", "archive", "bootstrap"]
 Compression = Literal["gzip", "zstd", "uncompressed"]
@@ -262,6 +262,9 @@ class ImageSpec(Frozen):
     python: str
     python_from_distribution: bool
     torch: TorchSpec | None
+    """None where there is none, or where it is the base's own."""
+    ngc: str = ""
+    """Of the target ngc: the year and month of NVIDIA's image, as ``25.09``."""
     arches: tuple[Arch, ...] = ()
     """Compute capabilities asked for; of wheels, which carry what they carry, a condition."""
     mkl: bool
@@ -285,7 +288,7 @@ class ImageSpec(Frozen):
     @property
     def variant(self) -> str:
         """The readable name: tag stem, test id and what ``--only`` matches."""
-        parts: list[str] = [] if self.target == "train" else [self.target]
+        parts: list[str] = [] if self.target == "train" else [self.target + self.ngc]
         parts.append("py" + self.python.replace(".", ""))
         if self.torch is not None:
             cuda = "".join(self.torch.cuda.split(".")[:2])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline import reqs
+from pipeline import reqs, validate_ngc
 from pipeline.compat import lookup, rules, toolkit
 from pipeline.compat.tables import Distribution
 from pipeline.errors import ConfigError, Problem
@@ -74,14 +74,22 @@ def image_spec(
     if target and target not in services.split(", "):
         mistakes.append(Problem("target", target, "not something to build", allowed=services))
     named = target or settings.service
-    kind: Target = "devel" if named == "devel" else "simple" if named == "simple" else "train"
+    kind = _TARGETS.get(named, "train")
+    month = (mistakes.unless(validate_ngc.month(settings)) or "") if kind == "ngc" else ""
     distribution = mistakes.unless(
-        lookup.distribution(settings.linux_distro, settings.distro_version)
+        validate_ngc.distribution(settings, month)
+        if month
+        else lookup.distribution(settings.linux_distro, settings.distro_version)
     )
-    arches = _arches(settings, mistakes, gpus)
-    python = settings.python_version or (distribution.python if distribution else "")
+    # What NVIDIA compiled, and by which Python, is not to be chosen.
+    arches = [] if kind == "ngc" else _arches(settings, mistakes, gpus)
+    python = distribution.python if distribution else ""
+    if kind != "ngc":
+        python = settings.python_version or python
     torch = wanted = None
-    if kind == "simple" or mistakes.guess(*_CHOOSE_WHEEL):
+    if kind == "ngc":
+        mistakes += rules.check_installer(distribution) if distribution else ()
+    elif kind == "simple" or mistakes.guess(*_CHOOSE_WHEEL):
         _check_python(settings, mistakes, python, distribution)
     elif distribution is not None:
         wanted = _wanted(settings, mistakes, python, arches, distribution)
@@ -118,6 +126,7 @@ def image_spec(
         python=python,
         python_from_distribution=python == distribution.python,
         torch=torch,
+        ngc=month,
         arches=tuple(arches),
         mkl=torch is not None and settings.mkl_mode == "include",
         timezone=settings.tz,
@@ -129,6 +138,9 @@ def image_spec(
         recipe=recipe(folder),
     )
 
+
+_TARGETS: Mapping[str, Target] = {"devel": "devel", "simple": "simple", "ngc": "ngc"}
+"""Targets by what users call them; all else is train."""
 
 _CHOOSE_WHEEL = (
     "BUILD_MODE", "CUDA_VERSION", "PYTORCH_VERSION", "PYTORCH_VERSION_TAG", "TORCH_SOURCE",
@@ -352,14 +364,16 @@ def _base(
                 next_step="leave BASE_IMAGE out, or BASE_SOURCE and BASE_ARCHIVE",
             )
         )
-    if settings.base_source == "bootstrap":
+    is_ngc = distribution.image.startswith(toolkit.NGC_IMAGE)
+    if settings.base_source == "bootstrap" and not is_ngc:
         mistakes.add(rules.check_bootstrap(distribution))
-    if settings.base_source == "bootstrap" and (settings.base_image or flavor):
+    if settings.base_source == "bootstrap" and (settings.base_image or flavor or is_ngc):
         mistakes.append(
             Problem(
                 "BASE_SOURCE",
                 settings.base_source,
-                "makes a plain distribution, and BASE_IMAGE or IMAGE_FLAVOR asks for another base",
+                "makes a plain distribution, and BASE_IMAGE, IMAGE_FLAVOR or the target ngc asks "
+                "for another base",
                 allowed="auto, image, archive",
             )
         )

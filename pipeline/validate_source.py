@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from pipeline import reqs
+from pipeline import reqs, validate_ngc
 from pipeline.compat import flags, lookup, rules, source, toolkit
 from pipeline.compat.tables import Distribution, TorchRelease
 from pipeline.errors import ConfigError, Problem
@@ -83,6 +83,8 @@ _READ_BY = {
 
 def unread(settings: Settings, spec: ImageSpec) -> list[str]:
     """Return what was set and changes nothing here, each with why, for a person to know."""
+    if spec.target == "ngc":
+        return validate_ngc.unread(settings)
     torch = next((it for it in spec.compiled if it.package == "torch"), None)
     magma = torch.magma.source.kind if torch and torch.magma else "none"
     kinds = {part: kind(settings, part) for part in ("TORCH", "VISION")} | {"MAGMA": magma}

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 PANEL = "Images"
 
-Target = Annotated[str, typer.Argument(help="train (or full), devel or simple; default: SERVICE.")]
+Target = Annotated[
+    str, typer.Argument(help="train (or full), devel, simple or ngc; default: SERVICE.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Force = Annotated[bool, typer.Option("--force", help="Deliver even what is already there.")]

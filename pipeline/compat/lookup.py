@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 
 from pipeline.compat import tables
-from pipeline.compat.tables import CudaRelease, Distribution, TorchRelease, numbers
+from pipeline.compat.tables import CudaRelease, Distribution, NgcMonths, TorchRelease, numbers
 from pipeline.errors import Problem
 from pipeline.spec import Arch
 
@@ -45,6 +45,29 @@ def distribution(name: str, version: str = "") -> Distribution | Problem:
     found = next((row for row in named if version.lower() in (row.version, row.codename)), None)
     known = dict.fromkeys(row.version for row in named)
     return found or no_row("DISTRO_VERSION", version, name, known, named[-1].source)
+
+
+def ngc_months(month: str) -> NgcMonths | Problem:
+    """Return the row of a month's PyTorch image of NVIDIA's, given as ``25.09``."""
+    rows, want = tables.ngc(), numbers(month)
+    found = next((it for it in rows if numbers(it.first) <= want <= numbers(it.last)), None)
+    if found:
+        return found
+    near = rows[0].first if want < numbers(rows[0].first) else rows[-1].last
+    year, _, last = near.partition(".")
+    return Problem(
+        "NGC_MONTH",
+        month,
+        f"no row for NVIDIA's image of {month}, and unknown means refused",
+        allowed=f"{rows[0].first} to {rows[-1].last}",
+        next_step=f"set NGC_YEAR={year} and NGC_MONTH={last}, the nearest",
+        source=rows[-1].source,
+    )
+
+
+def newest_ngc_month() -> str:
+    """Return the newest month on record of NVIDIA's images."""
+    return tables.ngc()[-1].last
 
 
 def cuda_release(version: str) -> CudaRelease | Problem:

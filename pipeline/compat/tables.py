@@ -216,6 +216,21 @@ class Distribution:
 
 
 @dataclass(frozen=True, slots=True)
+class NgcMonths:
+    """The months, as ``25.09``, whose PyTorch image of NVIDIA's stands on one distribution."""
+
+    first: str
+    last: str
+    distribution: str
+    version: str
+    reason: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.first} to {self.last}"
+
+
+@dataclass(frozen=True, slots=True)
 class Toolkit:
     """The parts of a CUDA release as pip pins: what runs, and from 13 on what compiles."""
 
@@ -345,6 +360,12 @@ def distributions() -> tuple[Distribution, ...]:
         )
         for row in _read("distro")["distribution"]
     )
+
+
+@cache
+def ngc() -> tuple[NgcMonths, ...]:
+    """Return the months of NVIDIA's PyTorch images, oldest first."""
+    return tuple(NgcMonths(**row) for row in _read("ngc")["ngc"])
 
 
 @cache

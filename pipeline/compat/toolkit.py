@@ -15,6 +15,7 @@ CudaSource = Literal["image", "apt", "wheels"]
 
 IMAGES: Final = "https://hub.docker.com/r/nvidia/cuda"
 FLAVORS: Final = ("base", "runtime", "devel")
+NGC_IMAGE: Final = "nvcr.io/nvidia/pytorch"
 _PIP_CUDA: Final = "https://docs.nvidia.com/cuda/cuda-installation-guide-linux/#pip-wheels"
 _WAYS: Final[tuple[CudaSource, ...]] = ("image", "apt", "wheels")
 _FIRST_WHEELS: Final = (13,)
@@ -119,11 +120,16 @@ def nvidia_image(cuda: str, cudnn: str, flavor: str, dist: Distribution) -> str 
 
 
 def instead_of_image(image: str) -> str:
-    """Return the next step where an image to compile in cannot be pulled; empty if it is none.
+    """Return the next step where an image of NVIDIA's cannot be pulled; empty if it is none.
 
     Which mirrors a registry has, Dagger reads in its engine.json
     (https://docs.dagger.io/configuration/custom-registry/).
     """
+    if image.startswith(f"{NGC_IMAGE}:"):
+        return (
+            "set BASE_IMAGE to a copy of it that this machine can pull, or NGC_YEAR and NGC_MONTH "
+            "to a month of which NVIDIA has an image"
+        )
     made = re.fullmatch(r"nvidia/cuda:(\d+\.\d+)\S*-devel-(\S+)", image)
     dist = next((it for it in distributions() if made and it.cuda_tag == made[2]), None)
     if made is None or dist is None:

@@ -11,6 +11,8 @@ from pipeline.stages.packages import OPENMP, VENV
 from pipeline.stages.shell import ENTER
 from pipeline.stages.torch import SOURCE
 
+_INHERITED = "${PATH}"
+
 
 def finish(container: Container, spec: ImageSpec, labels: Mapping[str, str]) -> Container:
     """Return the image: what `container` holds, ready to be started by anyone."""
@@ -23,7 +25,7 @@ def finish(container: Container, spec: ImageSpec, labels: Mapping[str, str]) -> 
         .with_default_args(["zsh"])
     )
     for name, value in environment(spec).items():
-        image = image.with_env_variable(name, value)
+        image = image.with_env_variable(name, value, expand=_INHERITED in value)
     for name, value in labels.items():
         image = image.with_label(name, value)
     return image
@@ -34,6 +36,14 @@ def environment(spec: ImageSpec) -> dict[str, str]:
     if spec.target == "devel":
         # The toolchain has set all that a build reads.
         return {"LANG": "C.UTF-8", "TZ": spec.timezone}
+    if spec.target == "ngc":
+        # All else is the base's own, and so is the rest of PATH.
+        return {
+            "PATH": f"{VENV}/bin:{_INHERITED}",
+            "VIRTUAL_ENV": VENV,
+            "LANG": "C.UTF-8",
+            "TZ": spec.timezone,
+        }
     variables = {
         "PATH": f"{VENV}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "VIRTUAL_ENV": VENV,

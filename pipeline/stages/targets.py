@@ -10,6 +10,7 @@ from pipeline.spec import ImageSpec
 from pipeline.stages.base import bottom
 from pipeline.stages.devel import devel
 from pipeline.stages.inputs import Inputs
+from pipeline.stages.ngc import ngc
 from pipeline.stages.simple import simple
 from pipeline.stages.train import train
 
@@ -26,6 +27,8 @@ def stages(
 
     `stored` are compiled wheels that exist already, by key.
     """
+    if spec.target == "ngc":
+        return ngc(spec, base, inputs, labels)
     if spec.torch is None:
         return simple(spec, bottom(base, spec, inputs), inputs, labels)
     if spec.target == "devel":

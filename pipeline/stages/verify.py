@@ -47,7 +47,8 @@ def probe(image: Container, spec: ImageSpec, lister: File | None = None) -> Cont
     """
     if spec.target == "devel":
         return _probed(image, f"{TOOLS}/bin/python", [])
-    return _probed(image, f"{VENV}/bin/python", ["--torch"] if spec.torch else [], lister)
+    asked = ["--own-torch"] if spec.target == "ngc" else ["--torch"] if spec.torch else []
+    return _probed(image, f"{VENV}/bin/python", asked, lister)
 
 
 def probe_wheel(installed: Container, wheel: WheelSpec, lister: File) -> Container:
@@ -76,6 +77,8 @@ def read(output: str) -> dict[str, Any]:
 
 def judge(spec: ImageSpec, facts: dict[str, Any]) -> list[Problem]:
     """Return in what the image is not what `spec` says; empty where it may be delivered."""
+    if spec.target == "ngc":
+        return [*_told_problems(spec, facts), *_ngc_problems(facts)]
     problems = list(_system_problems(spec, facts))
     if facts["torch"] is not None:
         problems += _torch_problems(spec, facts["torch"])
@@ -118,11 +121,34 @@ def _operations(facts: dict[str, Any]) -> Iterator[Problem]:
         yield from _differs("on the GPU", facts["gpu"], "ok")
 
 
-def _system_problems(spec: ImageSpec, facts: dict[str, Any]) -> Iterator[Problem]:
+def _told_problems(spec: ImageSpec, facts: dict[str, Any]) -> Iterator[Problem]:
     yield from _differs("python", facts["python"], spec.python)
     yield from _differs("TZ", facts["timezone"], spec.timezone)
     if not facts["timezone_known"]:
         yield Problem("TZ", spec.timezone, "the image's own tz database has no such time zone")
+
+
+def _ngc_problems(facts: dict[str, Any]) -> Iterator[Problem]:
+    """Yield what is wrong with what was put on NVIDIA's image; what it has is as it is."""
+    if left := [path for path in facts["build_leftovers"] if path.startswith("/mnt/")]:
+        yield Problem("build_leftovers", ", ".join(left[:5]), "something of the build was left")
+    if errors := facts["preload_errors"]:
+        yield Problem("preload_errors", errors[0], "the loader would warn at every start")
+    own = facts["own_torch"] or {}
+    if error := own.get("import_error"):
+        yield Problem("import torch", error, "the image has a torch and cannot import it")
+    elif own and own["file"].startswith(f"{VENV}/"):
+        yield Problem(
+            "torch",
+            own["version"],
+            "a package of reqs/pip-train brought another torch along, and it hides NVIDIA's",
+            allowed="the one of the base",
+            next_step="require a version of that package that takes the base's torch",
+        )
+
+
+def _system_problems(spec: ImageSpec, facts: dict[str, Any]) -> Iterator[Problem]:
+    yield from _told_problems(spec, facts)
     unwanted = {
         "compilers": "the dev image ships none; what compiles is the devel target",
         "apt_lists": "apt's lists are out of date the day after and only take room",

@@ -53,7 +53,7 @@ def build(target: str, urls: Mapping[str, str] = URLS, **settings: str) -> Built
     return Built(made, bottom, targets.stages(made, bottom, bottom, given, LABELS, {}))
 
 
-@pytest.fixture(params=["train", "simple", "compiled"])
+@pytest.fixture(params=["train", "simple", "compiled", "ngc"])
 def built(request: pytest.FixtureRequest) -> Built:
     return build("train", URLS, **COMPILED) if request.param == "compiled" else build(request.param)
 
@@ -91,6 +91,39 @@ def test_the_simple_image_has_nothing_of_torch_or_cuda() -> None:
     assert not any(word in command for command in asked for word in ("torch", "nvidia", "intel"))
     variables = {args["name"] for args in calls(it.image, "withEnvVariable")}
     assert not any("NVIDIA" in name or name == "LD_PRELOAD" for name in variables)
+
+
+def test_on_nvidias_image_stand_our_packages_in_a_venv_that_sees_its_own() -> None:
+    it = build("ngc", ngc_year="25", ngc_month="09")
+    assert chain(it.image)[1].args == {"address": "nvcr.io/nvidia/pytorch:25.09-py3"}
+    expected = [
+        ["apt-get install", *it.spec.shell],
+        ["apt-get install", "python3-venv", "tzdata"],
+        ["/usr/bin/python3.12 -m venv --system-site-packages /opt/venv"],
+        ["/opt/venv/bin/pip install", f"--requirement /mnt/reqs/{reqs.PIP_TRAIN}"],
+        ["find /opt/venv -type d", "chmod g+w"],
+    ]
+    commands = [said(command) for command in execs(it.image)]
+    assert len(commands) == len(expected), commands
+    for command, words in zip(commands, expected, strict=True):
+        assert [word for word in words if word not in command] == [], command
+
+
+def test_nvidias_constraints_hold_for_its_image_and_not_for_what_installs_the_prompt() -> None:
+    it = build("ngc")
+    (dropped,) = [
+        field for field in chain(it.stages["installer"]) if field.args == {"name": "PIP_CONSTRAINT"}
+    ]
+    assert dropped.name == "withoutEnvVariable"
+    assert not [args for args in calls(it.image, "withoutEnvVariable") if "PIP" in args["name"]]
+
+
+def test_nvidias_variables_stay_and_its_path_is_only_added_to() -> None:
+    it = build("ngc")
+    *_, last = [args for args in calls(it.image, "withEnvVariable") if args["name"] == "PATH"]
+    assert last == {"name": "PATH", "value": "/opt/venv/bin:${PATH}", "expand": True}
+    ours = {args["name"] for args in calls(it.image, "withEnvVariable")}
+    assert ours == {"PATH", "VIRTUAL_ENV", "LANG", "TZ", "DEBIAN_FRONTEND"}
 
 
 def test_wheels_are_fetched_elsewhere_and_come_by_a_mount_and_one_install() -> None:
@@ -166,10 +199,11 @@ def test_the_indexes_are_there_for_each_install_and_gone_after(built: Built) -> 
     seen = [
         there
         for command, there in during_execs(built.image, add, take[0], "name")
-        if command[0].endswith("/uv")
+        if command[0].endswith(("/uv", "/pip"))
     ]
     assert seen
-    assert all({"UV_DEFAULT_INDEX", "UV_INDEX"} <= there for there in seen)
+    wanted = {"PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX"}
+    assert all(wanted <= there for there in seen)
     assert left_over(built.image, add=add, take=take, key="name") == set()
 
 
@@ -295,6 +329,7 @@ PLANNED: dict[str, tuple[str, dict[str, str]]] = {
     "torchvision alone": ("train", COMPILED | {"build_mode": "exclude", "vision_source": "git"}),
     "devel": ("devel", COMPILED),
     "devel with its own MAGMA": ("devel", COMPILED | {"magma_source": "git"}),
+    "ngc": ("ngc", {}),
 }
 
 
@@ -325,6 +360,7 @@ def test_the_probe_is_mounted_and_knows_whether_there_is_torch(built: Built) -> 
     assert command.args["args"][:2] == ["/opt/venv/bin/python", mount.args["path"]]
     asked = [it for it in command.args["args"] if it.startswith("--")]
     torch = [] if built.spec.torch is None else ["--torch"]
+    torch = ["--own-torch"] if built.spec.target == "ngc" else torch
     (where,) = [args["path"] for args in calls(probed, "withMountedFile")
                 if args["source"] is lister] or [""]  # fmt: skip
     assert bool(where) == bool(built.spec.compiled)

@@ -105,8 +105,8 @@ def test_every_row_has_a_reason_and_a_source(where: str, row: dict[str, Any]) ->
     assert row["source"].startswith("https://"), where
 
 
-def test_the_folder_has_the_six_tables() -> None:
-    names = ["arch", "cuda", "distro", "libraries", "magma", "torch"]
+def test_the_folder_has_the_seven_tables() -> None:
+    names = ["arch", "cuda", "distro", "libraries", "magma", "ngc", "torch"]
     assert [path.stem for path in sorted(FOLDER.glob("*.toml"))] == names
 
 

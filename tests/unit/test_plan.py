@@ -16,6 +16,7 @@ TARGETS: dict[str, tuple[str, dict[str, str]]] = {
     "compiled": ("train", COMPILED | {"magma_source": "archive"}),
     "torchvision": ("train", COMPILED | {"build_mode": "exclude", "vision_source": "git"}),
     "devel": ("devel", COMPILED),
+    "ngc": ("ngc", {}),
 }
 
 

@@ -227,7 +227,7 @@ def test_env_writes_a_commented_file_that_loads_as_it_is() -> None:
     assert "written" in succeeded(run("env")).err
     after = shown()
     from_file = {name for name, (_, origin) in after.items() if origin == ".env"}
-    containers = {"HOST_ROOT", "IMAGE", "IMAGE_SIMPLE", "PROJECT"}
+    containers = {"HOST_ROOT", "IMAGE", "IMAGE_NGC", "IMAGE_SIMPLE", "PROJECT"}
     assert from_file == {"UID", "GID", "USR", "GRP", "TZ", *containers}
     assert after["HOST_ROOT"][0] == str(Path.cwd())
     assert after["IMAGE"][0] == "cresset:py313-torch2.15.0-cu132-trixie"

@@ -44,6 +44,10 @@ SHAPING: list[dict[str, str]] = [
     {"deb_old": "http://archive.example", "deb_new": "http://mirror"},
     {"compression": "zstd"},
     {"service": "simple"},
+    {"service": "ngc"},
+    {"service": "ngc", "ngc_year": "25", "ngc_month": "09"},
+    {"service": "ngc", "ngc_year": "24", "ngc_month": "10"},
+    {"service": "ngc", "base_image": "mirror.local/nvidia/pytorch:26.02-py3"},
 ]
 
 
@@ -98,6 +102,8 @@ def test_no_secret_is_in_a_spec() -> None:
         ),
         ({"service": "simple", "distro_version": "12"}, "simple-py311-bookworm"),
         ({"service": "simple", "python_version": "3.14"}, "simple-py314-trixie"),
+        ({"service": "ngc", "ngc_year": "25", "ngc_month": "09"}, "ngc25.09-py312-noble"),
+        ({"service": "ngc", "ngc_year": "24", "ngc_month": "10"}, "ngc24.10-py310-jammy"),
     ],
 )
 def test_the_variant_reads_well(settings: dict[str, str], variant: str) -> None:

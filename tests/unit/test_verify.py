@@ -397,3 +397,46 @@ def test_the_proof_names_the_code_of_the_wheels_own_files() -> None:
     assert "commit" not in of_vision
     facts = {"torch": GOOD["torch"] | {"code": CODE, "git": "Unknown"}}
     assert "commit" not in verify.proof(COMPILED.compiled[0], facts)
+
+
+NGC = spec("ngc", tz="Asia/Seoul")
+OF_NGC = GOOD | {
+    "python": NGC.python,
+    "torch": None,
+    "own_torch": {"version": "2.9.0a0+nv25.9", "file": "/usr/local/lib/torch/__init__.py"},
+    # NVIDIA's own, with which nobody built anything here.
+    "compilers": ["/usr/local/cuda/bin/nvcc"],
+    "cuda_libraries": {"libcudart.so.12": ["/usr/lib", "/usr/local/cuda/lib64"]},
+    "caches": ["/root/.cache/pip"],
+    "build_leftovers": ["/tmp/theirs"],
+}
+
+
+def test_what_nvidias_image_has_is_no_mistake_of_ours() -> None:
+    assert verify.judge(NGC, OF_NGC) == []
+    assert verify.judge(NGC, OF_NGC | {"own_torch": None}) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"python": "3.10"}, ["python='3.10'", "allowed: 3.12"]),
+        ({"timezone": "UTC"}, ["TZ='UTC'", "allowed: Asia/Seoul"]),
+        ({"build_leftovers": ["/mnt/reqs"]}, ["build_leftovers='/mnt/reqs'"]),
+        ({"preload_errors": ["ld.so: no"]}, ["preload_errors='ld.so: no'"]),
+        (
+            {"own_torch": {"import_error": "OSError: libcudnn"}},
+            ["import torch='OSError: libcudnn'"],
+        ),
+        (
+            {"own_torch": {"version": "2.9", "file": "/opt/venv/lib/torch/__init__.py"}},
+            ["torch='2.9'", "hides NVIDIA's", "reqs/pip-train"],
+        ),
+    ],
+    ids=lambda it: next(iter(it)),
+)
+def test_what_is_wrong_with_what_we_put_on_it_is_named(
+    wrong: dict[str, Any], words: list[str]
+) -> None:
+    (problem,) = verify.judge(NGC, OF_NGC | wrong)
+    assert [word for word in words if word not in str(problem)] == []

@@ -7,6 +7,7 @@ keeps to the standard library, whatever the version of Python.
 import base64
 import contextlib
 import glob
+import importlib.util
 import json
 import os
 import shutil
@@ -35,9 +36,12 @@ def main():
         "timezone_known": os.path.exists("/etc/localtime"),
         "timezone": timezone(),
         "torch": None,
+        "own_torch": None,
     }
     if "--torch" in sys.argv:
         facts["torch"] = torch_facts()
+    if "--own-torch" in sys.argv:
+        facts["own_torch"] = own_torch()
     print(json.dumps(facts))
 
 
@@ -83,6 +87,17 @@ def preload_errors():
     # The loader only warns of a preload that it cannot find, on every program it starts.
     shown = subprocess.run([sys.executable, "-c", ""], stderr=subprocess.PIPE, check=False).stderr
     return [line for line in shown.decode().splitlines() if "LD_PRELOAD" in line]
+
+
+def own_torch():
+    """Return which torch the base has and where it lies, None if it has none."""
+    if importlib.util.find_spec("torch") is None:
+        return None
+    try:
+        import torch
+    except Exception as error:  # as below
+        return {"import_error": "%s: %s" % (type(error).__name__, error)}
+    return {"version": torch.__version__, "file": torch.__file__}
 
 
 def torch_facts():
