@@ -38,6 +38,8 @@ ls: $(READY)  ## List all Compose projects.
 	@$(CRESSET) ls
 fixes: $(READY)  ## Say what keeps the container from working, and mend it.
 	@$(CRESSET) fixes
+devcontainer: $(READY)  ## Write .devcontainer/ for VS Code and its kin; never overwrites a file.
+	@$(CRESSET) devcontainer
 wheels: $(READY)  ## Compile torch and torchvision as the settings say; prints the wheels' files.
 	@$(CRESSET) wheels
 install-compose: $(READY)  ## Put Docker's Compose plugin in place for this user; needs no root.
