@@ -2,7 +2,7 @@
 # Settings go on the line (make build CCA=8.6), into the shell, or into .env.
 
 .DEFAULT_GOAL := build
-.PHONY: help env over config doctor plan build build-only up exec start down run ls fixes devcontainer wheels install-compose test test-slow test-torch lint format bench docs lock clean
+.PHONY: help env over config doctor plan eject build build-only up exec start down run ls fixes devcontainer wheels install-compose test test-slow test-torch lint format bench bench-start recording docs lock clean
 
 PYTHON ?= python3
 CRESSET := .venv/bin/python -m pipeline
@@ -12,6 +12,8 @@ TESTABLE := .venv/testable
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
 
+doctor: $(READY)  ## Say what is wrong with this machine, and the command that mends it.
+	@$(CRESSET) doctor
 env: $(READY)  ## Write a commented .env for this user and machine; never overwrites one.
 	@$(CRESSET) env
 over: $(READY)  ## Write docker-compose.override.yaml; never overwrites one.
@@ -20,6 +22,8 @@ config: $(READY)  ## Show every setting, its value and where that came from.
 	@$(CRESSET) config
 plan: $(READY)  ## Show what a build would do.
 	@$(CRESSET) plan
+eject: $(READY)  ## Write the image as a plain Dockerfile, into ejected/.
+	@$(CRESSET) eject
 build: $(READY)  ## Build, check and deliver the image; prints its digest reference.
 	@$(CRESSET) build
 build-only: $(READY)  ## The same, starting no container.
@@ -56,7 +60,11 @@ format: $(READY)  ## Format the code, and mend what the linter can.
 	@.venv/bin/ruff check --fix && .venv/bin/ruff format
 bench: $(TESTABLE)  ## Time a build with nothing to do beside docker buildx.
 	@.venv/bin/python -m tests.bench.noop
-docs: $(READY)  ## Renew the generated parts of the README.
+bench-start: $(READY)  ## Time the entrypoint of IMAGE, in the Docker that answers.
+	@.venv/bin/python -m tests.bench.start "$(IMAGE)"
+recording: $(READY)  ## Record .github/terminal.svg, with IMAGE in the Docker that answers.
+	@.venv/bin/python -m tests.recording "$(IMAGE)"
+docs: $(READY)  ## Renew the generated parts of both READMEs.
 	@.venv/bin/python -m tests.readme
 lock: $(READY)  ## Renew requirements.lock.
 	@.venv/bin/uv pip compile --quiet --upgrade --generate-hashes --extra dev --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock

@@ -83,7 +83,7 @@ def build(
         from pipeline.stages import targets  # noqa: PLC0415 - as in started
 
         stages = targets.stages(
-            spec, run.base, run.build_base, run.inputs, _labels(spec, run.origin), run.stored
+            spec, run.base, run.build_base, run.inputs, labels(spec, run.origin), run.stored
         )
         image: Any = await run.through(stages)
         with run.report.stage("verify"), run.translated():
@@ -154,7 +154,8 @@ async def _verify(image: Container, spec: ImageSpec, installer: Any, inputs: Inp
         raise VerifyError(problems)
 
 
-def _labels(spec: ImageSpec, origin: str) -> dict[str, str]:
+def labels(spec: ImageSpec, origin: str) -> dict[str, str]:
+    """Return what is written on an image; `origin` is where its base came from."""
     return {
         "org.opencontainers.image.title": "cresset",
         "org.opencontainers.image.version": spec.variant,

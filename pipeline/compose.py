@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pipeline import tags
-from pipeline.errors import ComposeError, ConfigError
+from pipeline.errors import ComposeError, ConfigError, CressetError
 from pipeline.settings import START, Settings, group_of
 
 if TYPE_CHECKING:
@@ -39,16 +39,35 @@ _GPUS_SINCE: Final = (19, 3)
 """The first Docker that gives a container GPUs without a runtime of NVIDIA's."""
 
 
-def files(settings: Settings, machine: Machine, folder: Path) -> tuple[Path, ...]:
-    """Return the Compose files for a machine, each after those that it changes.
+def files(
+    settings: Settings, machine: Machine | None, folder: Path, named: str = ""
+) -> tuple[Path, ...]:
+    """Return the Compose files, each after those that it changes; the last is the user's own.
 
-    The last is the user's own, where `folder` has one.
+    Those for the GPUs and the memory of a `machine` come from it, unless COMPOSE_FILE has `named`
+    what to take; without either they are left out, which changes nothing for what runs already.
     """
-    names = [name for name in (_gpu(machine), *_memory(machine)) if name]
-    names += ["ssh.yaml"] if settings.ssh_port else []
-    names += ["jupyter.yaml"] if settings.jupyter_port else []
-    own = (OVERRIDE,) if (folder / OVERRIDE).is_file() else ()
-    return (ROOT, BASE, *(FOLDER / name for name in names), *own)
+    if named:
+        found = [Path(name) for name in named.split(os.pathsep)]
+    else:
+        of_machine = (_gpu(machine), *_memory(machine)) if machine else ()
+        found = [ROOT, BASE, *(FOLDER / name for name in of_machine if name)]
+    wanted = {"ssh.yaml": settings.ssh_port, "jupyter.yaml": settings.jupyter_port}
+    found += [FOLDER / name for name, port in wanted.items() if port]
+    if (folder / OVERRIDE).is_file():
+        found = [file for file in found if file != OVERRIDE] + [OVERRIDE]
+    return tuple(dict.fromkeys(found))
+
+
+def here() -> Path:
+    """Return the folder that the user is in; CressetError if it is gone."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        raise CressetError(
+            "this folder is gone: nothing can be read in it, and nothing written",
+            next_step="go to a checkout, or into the folder again if there is another of its name",
+        ) from error
 
 
 def check_folder(folder: Path) -> None:
@@ -86,6 +105,11 @@ def _memory(machine: Machine) -> tuple[str, ...]:
     if docker is not None and (docker.rootless or docker.podman):
         return ("rootless.yaml",)
     return ("wsl.yaml",) if machine.wsl else ()
+
+
+def service_of(settings: Settings) -> str:
+    """Return the service that SERVICE means."""
+    return settings.service.replace("full", "train")
 
 
 def project_name(settings: Settings, folder: Path, user_name: str) -> str:
@@ -139,7 +163,6 @@ class Project:
     service: str
     variables: Mapping[str, str]
     files: tuple[Path, ...]
-    """Empty where COMPOSE_FILE names them."""
 
     @property
     def image(self) -> str:
@@ -257,8 +280,13 @@ class Project:
         argv = [*command, "config", *(["--format", "json"] if as_json else [])]
         os.execvp(argv[0], argv)  # noqa: S606 - the point of it
 
-    def fixes(self, *, dry_run: bool) -> None:
-        """Mend what keeps the running container from working, as root; ComposeError if it fails."""
+    def fixes(self, *, dry_run: bool) -> str:
+        """Mend what keeps the running container from working, as root; return what that was.
+
+        Raises:
+            ComposeError: nothing runs, or it could not be mended.
+
+        """
         docker = self.docker()
         if not self.is_running(docker):
             raise ComposeError(
@@ -267,7 +295,14 @@ class Project:
             )
         words = ["fixes", *(["--dry-run"] if dry_run else [])]
         with told("the container could not be mended", "make a fresh one with `make up`"):
-            docker.compose.execute(self.service, words, tty=False, user="root")
+            return str(docker.compose.execute(self.service, words, tty=False, user="root"))
+
+
+def docker_answers() -> bool:
+    """Say whether a Docker daemon answers to the client here."""
+    from pipeline import publish  # noqa: PLC0415 - few verbs ask
+
+    return publish.Docker("", "").answers()
 
 
 def projects() -> list[dict[str, Any]]:

@@ -9,8 +9,13 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+import yaml
+
 STORAGE: Final[Mapping[str, str]] = {"project": "50Gi", "history": "1Gi", "ide": "10Gi"}
 """What outlives the Pod, and how much of it there may be."""
+
+_CHOOSES_A_USER: Final = {"UID", "GID", "GRP", "SUDO"}
+"""Of the environment of compose.yaml, what the security context of a Pod is in place of."""
 
 _STATE: Final = "/var/lib/cresset"
 _LONGEST_NAME: Final = 50
@@ -22,12 +27,33 @@ def name(project: str) -> str:
     return re.sub(r"[^a-z0-9-]+", "-", project.lower())[:_LONGEST_NAME].strip("-") or "cresset"
 
 
+def environment(compose_file: str, variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of the services of compose.yaml, less what chooses a user."""
+    text: Mapping[str, Any] = yaml.safe_load(compose_file)["x-service"]["environment"]
+    return {
+        key: _filled_in(str(value), variables)
+        for key, value in text.items()
+        if key not in _CHOOSES_A_USER
+    }
+
+
+def _filled_in(text: str, variables: Mapping[str, str]) -> str:
+    """Return a text with its ``${NAME:-default}`` filled in, the inner ones first."""
+    filled = re.sub(r"\$\{(\w+):-([^${}]*)\}", lambda it: variables.get(it[1]) or it[2], text)
+    return text if filled == text else _filled_in(filled, variables)
+
+
 def manifests(
-    service: str, image: str, variables: Mapping[str, str], *, gpus: int
+    service: str,
+    image: str,
+    variables: Mapping[str, str],
+    environment: Mapping[str, str],
+    *,
+    gpus: int,
 ) -> list[dict[str, Any]]:
     """Return what `kubectl apply` makes: a claim for each of `STORAGE`, and the Pod.
 
-    `variables` are those of the Compose files.
+    `variables` are those that the Compose files read.
     """
     project = name(variables["PROJECT"])
     labels = {"app.kubernetes.io/name": "cresset", "app.kubernetes.io/instance": project}
@@ -47,13 +73,19 @@ def manifests(
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": project, "labels": labels},
-        "spec": _pod(project, service, image, variables, gpus=gpus),
+        "spec": _pod(project, service, image, variables, environment, gpus=gpus),
     }
     return [*claims, pod]
 
 
 def _pod(
-    project: str, service: str, image: str, variables: Mapping[str, str], *, gpus: int
+    project: str,
+    service: str,
+    image: str,
+    variables: Mapping[str, str],
+    environment: Mapping[str, str],
+    *,
+    gpus: int,
 ) -> dict[str, Any]:
     root = variables["PROJECT_ROOT"]
     uid, gid = int(variables["UID"]), int(variables["GID"])
@@ -67,7 +99,7 @@ def _pod(
         "stdin": True,
         "tty": True,
         "workingDir": root,
-        "env": [{"name": key, "value": value} for key, value in _environment(variables).items()],
+        "env": [{"name": key, "value": value} for key, value in environment.items()],
         "resources": {"limits": {"nvidia.com/gpu": gpus}} if gpus else {},
         "securityContext": {"allowPrivilegeEscalation": False},
         "volumeMounts": [
@@ -95,20 +127,6 @@ def _pod(
                 "emptyDir": {"medium": "Memory", "sizeLimit": _size(variables["SHM_SIZE"])},
             },
         ],
-    }
-
-
-def _environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of compose.yaml, less what chooses a user."""
-    return {
-        "USR": variables["USR"],
-        "ADD_USER": variables["ADD_USER"],
-        "TZ": variables["TZ"],
-        "HISTSIZE": variables["HISTSIZE"],
-        "TMUX_HIST_LIMIT": variables["TMUX_HIST_LIMIT"],
-        "PYTHONPATH": variables["PROJECT_ROOT"],
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        "CUDA_MODULE_LOADING": "LAZY",
     }
 
 

@@ -44,6 +44,8 @@ class Delivered:
     digest: str
     size: int
     next_step: str = ""
+    image: str = ""
+    """By which Docker finds it, empty where it does not."""
 
 
 class Destination(Protocol):
@@ -115,6 +117,7 @@ class Registry:
             digest=digest,
             size=size,
             next_step=f"docker pull {self.repository}:{spec.variant}",
+            image=f"{self.repository}:{spec.variant}@{digest}",
         )
 
 
@@ -145,7 +148,7 @@ def manifest(repository: str, tag: str) -> tuple[str, int] | None:
 
 
 def published(repository: str) -> tuple[str, ...]:
-    """Return the tags that a repository has, in the registry's order; none if it is not there.
+    """Return the tags that a repository has; none if it is not there.
 
     Raises:
         PublishError: the registry cannot be asked, or answers with anything else.
@@ -153,16 +156,26 @@ def published(repository: str) -> tuple[str, ...]:
     """
     import requests  # noqa: PLC0415 - needed only where a registry is named
 
-    response = _answer(repository, "tags/list")
-    if response.status_code == requests.codes.not_found:
-        return ()
-    with contextlib.suppress(ValueError, TypeError, AttributeError):
-        return tuple(map(str, response.json().get("tags") or ()))
-    raise PublishError(
-        f"{repository.partition('/')[0]} is not a registry, or something before it answers",
-        why=f"it was asked for tags and says {response.text[:200]!r}",
-        next_step="check REGISTRY, and the machine's proxies",
-    )
+    found: list[str] = []
+    page = "tags/list?n=1000"
+    while page:
+        response = _answer(repository, page)
+        if response.status_code == requests.codes.not_found:
+            break
+        try:
+            found += map(str, response.json().get("tags") or ())
+        except (ValueError, TypeError, AttributeError) as error:
+            raise PublishError(
+                f"{repository.partition('/')[0]} is not a registry, or something before it answers",
+                why=f"it was asked for tags and says {response.text[:200]!r}",
+                next_step="check REGISTRY, and the machine's proxies",
+            ) from error
+        # Long lists come in pages, each with a link to the next (OCI distribution, "Listing Tags").
+        link = re.search(
+            r'<[^>]*(tags/list\?[^>]*)>;\s*rel="?next', response.headers.get("Link", "")
+        )
+        page = link[1] if link and link[1] != page else ""
+    return tuple(found)
 
 
 def _answer(repository: str, what: str) -> Any:  # noqa: ANN401 - requests' Response
@@ -278,6 +291,7 @@ class Docker:
             digest=image["Id"],
             size=image["Size"],
             next_step=f"docker run --rm -it {self.repository}:{spec.variant}",
+            image=f"{self.repository}:{spec.variant}",
         )
 
     async def deliver(self, image: Container, spec: ImageSpec) -> Delivered:

@@ -1,4 +1,4 @@
-"""``make docs``: the parts of the README that are made from the code, and a test holds equal."""
+"""``make docs``: the parts of both READMEs that are made from the code, and a test holds equal."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from pipeline import plan, settings, validate
 
 README = Path(__file__).parents[1] / "README.md"
+KOREAN = README.with_name("README.ko.md")
 
 
 def generated() -> dict[str, str]:
@@ -33,7 +34,7 @@ def settings_table() -> str:
 
 
 def renewed(text: str) -> str:
-    """Return the README with every generated part as it is now."""
+    """Return a README with every generated part as it is now."""
     for name, content in generated().items():
         start, end = f"<!-- {name}: made by `make docs` -->", f"<!-- end of {name} -->"
         before, _, rest = text.partition(start)
@@ -43,4 +44,5 @@ def renewed(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(renewed(README.read_text()))
+    for file in (README, KOREAN):
+        file.write_text(renewed(file.read_text()))

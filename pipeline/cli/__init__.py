@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pipeline.cli import containers, engine, host, image, setup
+from pipeline.cli import adopt, containers, engine, host, image, setup
 
 app = typer.Typer(
     name="cresset",
@@ -18,4 +18,5 @@ image.add_to(app)
 setup.add_to(app)
 containers.add_to(app)
 host.add_to(app)
+adopt.add_to(app)
 app.add_typer(engine.app, name="engine", rich_help_panel="Engine")

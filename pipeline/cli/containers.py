@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -12,6 +12,7 @@ from pipeline.cli.options import takes_settings
 
 if TYPE_CHECKING:
     from pipeline.compose import Project
+    from pipeline.settings import Settings
 
 PANEL = "Containers"
 
@@ -46,7 +47,7 @@ def up(
 
         build_image(flags)
         return
-    project(flags).up(_say)
+    project(flags).up(say)
 
 
 def enter(flags: dict[str, str], command: Command = None) -> None:
@@ -94,7 +95,7 @@ def fixes(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say it, and mend nothing.")] = False,
 ) -> None:
     """Say what keeps the running container from working, and mend it."""
-    project(flags, is_new=False).fixes(dry_run=dry_run)
+    typer.echo(project(flags, is_new=False).fixes(dry_run=dry_run))
 
 
 def show(
@@ -111,7 +112,7 @@ def show(
     import yaml
 
     from pipeline import kubernetes as cluster
-    from pipeline.compose import IMAGES
+    from pipeline.compose import BASE, IMAGES
     from pipeline.errors import ComposeError
 
     described = project(flags, is_new=False)
@@ -122,8 +123,14 @@ def show(
             f"{IMAGES[described.service]}",
         )
     if "/" not in described.image:
-        _say(f"note: a cluster cannot pull {described.image}; REGISTRY names where it can")
-    made = cluster.manifests(described.service, described.image, described.variables, gpus=gpus)
+        say(f"note: a cluster cannot pull {described.image}; REGISTRY names where it can")
+    made = cluster.manifests(
+        described.service,
+        described.image,
+        described.variables,
+        cluster.environment(BASE.read_text(), described.variables),
+        gpus=gpus,
+    )
     if as_json:
         typer.echo(json.dumps({"apiVersion": "v1", "kind": "List", "items": made}))
     else:
@@ -137,17 +144,10 @@ def devcontainer(
     ] = False,
 ) -> None:
     """Write .devcontainer/ for VS Code and its kin; never overwrites a file."""
-    import dataclasses
-    import os
-
-    from pipeline import compose, settings
     from pipeline import devcontainer as it
     from pipeline.host import user
 
     described = project(flags)
-    if not described.files:
-        named = compose.named_files(os.environ, settings.ENV_FILE).split(os.pathsep)
-        described = dataclasses.replace(described, files=tuple(map(Path, named)))
     files = it.files(described, described.variables["PROJECT_ROOT"])
     if stdout:
         typer.echo(files[it.FOLDER / "devcontainer.json"], nl=False)
@@ -155,11 +155,11 @@ def devcontainer(
     it.FOLDER.mkdir(exist_ok=True)
     for path, text in files.items():
         if user.write_new(path, text):
-            _say(f"{path} written")
+            say(f"{path} written")
         elif path.read_text() == text:
-            _say(f"{path} is there already, as it would be written")
+            say(f"{path} is there already, as it would be written")
         else:
-            _say(f"{path} is there already and differs; left as it is: delete it for a new one")
+            say(f"{path} is there already and differs; left as it is: delete it for a new one")
 
 
 def project(flags: dict[str, str], *, is_new: bool = True) -> Project:
@@ -169,7 +169,7 @@ def project(flags: dict[str, str], *, is_new: bool = True) -> Project:
     """
     import os
 
-    from pipeline import compose, settings, validate
+    from pipeline import compose, settings
     from pipeline.errors import ConfigError
     from pipeline.host import machine, user
 
@@ -178,26 +178,26 @@ def project(flags: dict[str, str], *, is_new: bool = True) -> Project:
         raise ConfigError(loaded.problems)
     for note in loaded.notes:
         typer.echo(f"note: {note}", err=True)
-    here = Path.cwd()
+    here = compose.here()
     compose.check_folder(here)
-    if compose.named_files(os.environ, settings.ENV_FILE):
-        files: tuple[Path, ...] = ()
-    elif is_new:
-        files = compose.files(loaded.settings, machine.look(), here)
-    else:
-        files = (compose.ROOT, compose.BASE)
-
-    def variant(target: str) -> str:
-        return validate.image_spec(loaded.settings, target).variant
-
+    named = compose.named_files(os.environ, settings.ENV_FILE)
+    looked = machine.look() if is_new and not named else None
     return compose.Project(
-        loaded.settings.service.replace("full", "train"),
-        compose.variables(loaded.settings, here, user.identity(), variant),
-        files,
+        compose.service_of(loaded.settings),
+        compose.variables(loaded.settings, here, user.identity(), variant_of(loaded.settings)),
+        compose.files(loaded.settings, looked, here, named),
     )
 
 
-def _say(said: str) -> None:
+def variant_of(settings: Settings) -> Callable[[str], str]:
+    """Return what answers with the variant that the settings make of a target."""
+    from pipeline import validate
+
+    return lambda target: validate.image_spec(settings, target).variant
+
+
+def say(said: str) -> None:
+    """Print what is not a result."""
     typer.echo(said, err=True)
 
 

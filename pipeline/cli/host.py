@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PANEL = "This machine"
 
 Tag = Annotated[
-    str, typer.Argument(help="Tag of an image to judge in place of the settings'.", metavar="[TAG]")
+    str, typer.Argument(help="Tag of an image to judge in place of the settings'.", metavar="TAG")
 ]
 Recorded = Annotated[
     str,
@@ -60,29 +60,28 @@ def doctor(
     found = facts.nvidia.gpus if facts.nvidia else ()
     arches = [Arch.parse(it.capability) for it in found if it.capability]
 
-    def image(of: settings.Settings) -> ImageSpec:
+    def image(of: settings.Settings, wrong: Sequence[Problem] = ()) -> ImageSpec:
         # Where a branch stands is nothing to a GPU, and would be asked of the network.
-        return validate.image_spec(of, gpus=lambda: arches, resolve=lambda _url, _ref: "0" * 40)
+        return validate.image_spec(
+            of, gpus=lambda: arches, resolve=lambda _url, _ref: "0" * 40, problems=wrong
+        )
 
-    problems = list(loaded.problems)
-    subject = None
-    if tag:
-        named = judging.by_tag(tag)
-        if isinstance(named, Problem):
-            raise ConfigError([named])
-        subject = named
-    elif not problems:
-        try:
-            subject = judging.by_spec(image(chosen))
-        except ConfigError as error:
-            problems += error.problems
+    problems = loaded.problems
+    subject = judging.by_tag(tag) if tag else None
+    if isinstance(subject, Problem):
+        raise ConfigError([subject])
+    try:
+        spec = image(chosen, problems)
+        subject = subject or judging.by_spec(spec)
+    except ConfigError as error:
+        problems = error.problems
     advice = judging.best(facts, chosen, image)
     findings = judging.judge(facts, chosen, subject, advice, problems)
     code = judging.exit_code(findings)
     if as_json:
         typer.echo(json.dumps(_content(findings, advice, facts, code)))
     else:
-        _print(findings, advice)
+        _print(findings, advice, "mend the settings first" if problems else _NOTHING)
     raise typer.Exit(code)
 
 
@@ -125,7 +124,10 @@ def _content(
     }
 
 
-def _print(findings: Sequence[Finding], advice: Advice | None) -> None:
+_NOTHING = "nothing on record serves these GPUs"
+
+
+def _print(findings: Sequence[Finding], advice: Advice | None, otherwise: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
@@ -141,7 +143,7 @@ def _print(findings: Sequence[Finding], advice: Advice | None) -> None:
     if not findings:
         console.print(Text("nothing is wrong"))
     if advice is None:
-        console.print(Text("fits: nothing on record serves these GPUs"))
+        console.print(Text("fits: ", "bold") + Text(otherwise))
         return
     console.print(Text("fits: ", "bold green") + Text(f"{advice.ref}: {advice.why}"))
     if advice.least_driver:

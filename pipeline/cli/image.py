@@ -43,9 +43,7 @@ Pull = Annotated[bool, typer.Option("--pull", help="Make the bootstrapped base a
 def add_to(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     app.command(rich_help_panel=PANEL)(takes_settings(build))
-    app.command("build-only", rich_help_panel=PANEL, help="The same, starting no container.")(
-        takes_settings(build)
-    )
+    app.command("build-only", rich_help_panel=PANEL)(takes_settings(build_only))
     app.command(rich_help_panel=PANEL)(takes_settings(wheels))
     app.command(rich_help_panel=PANEL)(takes_settings(plan))
 
@@ -59,10 +57,25 @@ def build(
     pull: Pull = False,
     deadline: Deadline = "",
 ) -> None:
-    """Build, check and deliver an image; print its digest reference."""
+    """Build, check and deliver an image, and start a fresh container; print its reference."""
+    built = build_only(flags, target, as_json, dry_run, force, pull, deadline)
+    if not dry_run:
+        _start(flags, built)
+
+
+def build_only(
+    flags: dict[str, str],
+    target: Target = "",
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+    force: Force = False,
+    pull: Pull = False,
+    deadline: Deadline = "",
+) -> dict[str, str]:
+    """Build, check and deliver an image, starting no container; print its digest reference."""
     from pipeline import build as building
+    from pipeline import compose, publish, validate
     from pipeline import plan as planning
-    from pipeline import publish, validate
 
     until = _until(deadline)
     settings, spec = _spec(flags, target)
@@ -76,14 +89,38 @@ def build(
         _print_plan(spec, planning.plan(spec), as_json=as_json)
         state = "is already in" if outcome else "would go to"
         typer.echo(f"the image {state} {where.name}", err=True)
-        return
+        return {}
     if outcome is None:
         outcome = building.build(spec, settings, where, refresh_base=pull, deadline=until)
         typer.echo(f"delivered to {where.name}", err=True)
     else:
         typer.echo(f"nothing to do: {spec.variant} is in {where.name} already", err=True)
+    image = outcome.delivered.image
+    if image:
+        _write_down(compose.IMAGES[spec.target], image)
     typer.echo(f"next: {outcome.delivered.next_step}", err=True)
     typer.echo(json.dumps(outcome.as_json()) if as_json else outcome.delivered.ref)
+    return {"SERVICE": spec.target, compose.IMAGES[spec.target]: image} if image else {}
+
+
+def _write_down(name: str, image: str) -> None:
+    """Let the user's .env name the image, so that containers start from it."""
+    from pipeline.host import user
+    from pipeline.settings import ENV_FILE
+
+    if ENV_FILE.is_file() and user.set_variable(ENV_FILE, name, image):
+        typer.echo(f"{ENV_FILE}: {name}={image}", err=True)
+
+
+def _start(flags: dict[str, str], built: dict[str, str]) -> None:
+    """Start a container from what was built, if a Docker has it, and there are Compose files."""
+    from pipeline import compose
+    from pipeline.cli import containers
+
+    if not built or not compose.BASE.is_file() or not compose.docker_answers():
+        typer.echo("no container is started: that takes Docker, and a checkout", err=True)
+        return
+    containers.project(flags | built).up(containers.say)
 
 
 def wheels(

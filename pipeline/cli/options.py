@@ -11,7 +11,7 @@ import typer
 from pipeline.settings import NAMES, group_of
 
 
-def takes_settings(verb: Callable[..., None]) -> Callable[..., None]:
+def takes_settings(verb: Callable[..., object]) -> Callable[..., None]:
     """Return the verb with an option a setting; it gets them as ``flags``, by variable name."""
     own = [
         p for p in inspect.signature(verb, eval_str=True).parameters.values() if p.name != "flags"

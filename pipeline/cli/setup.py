@@ -18,25 +18,51 @@ PANEL = "Settings"
 
 def add_to(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
-    app.command(rich_help_panel=PANEL)(env)
+    app.command(rich_help_panel=PANEL)(takes_settings(env))
     app.command(rich_help_panel=PANEL)(takes_settings(over))
     app.command(rich_help_panel=PANEL)(takes_settings(config))
 
 
-def env() -> None:
+def env(flags: dict[str, str]) -> None:
     """Write a commented .env for this user and machine; never overwrites one."""
-    from pipeline.host import user
-    from pipeline.settings import ENV_FILE
+    from pipeline import compose
+    from pipeline.cli.containers import variant_of
+    from pipeline.host import machine, user
+    from pipeline.settings import ENV_FILE, Origin
 
-    _write(ENV_FILE, user.env_file())
+    loaded = _loaded(flags)
+    chosen, here = loaded.settings, compose.here()
+    asked = {
+        name: getattr(chosen, name.lower())
+        for name, origin in loaded.origins.items()
+        if origin is Origin.FLAG
+    }
+    variables = compose.variables(chosen, here, user.identity(), variant_of(chosen))
+    images = {name: variables[name] for name in compose.IMAGES.values() if name in variables}
+    files = compose.files(chosen, machine.look(), here)
+    for_compose = {
+        "COMPOSE_FILE": ":".join(map(str, files)),
+        "COMPOSE_PROFILES": compose.service_of(chosen),
+    }
+    own = {name: variables[name] for name in ("HOST_ROOT", "PROJECT")}
+    _write(ENV_FILE, user.env_file(own | images | asked, for_compose))
 
 
 def over(flags: dict[str, str]) -> None:
     """Write docker-compose.override.yaml for this machine's volumes; never overwrites one."""
-    from pipeline.host import user
+    import os
 
-    service = _loaded(flags).settings.service.replace("full", "train")
-    _write(Path("docker-compose.override.yaml"), user.OVERRIDE.format(service=service))
+    from pipeline import compose
+    from pipeline.host import user
+    from pipeline.settings import ENV_FILE
+
+    service = compose.service_of(_loaded(flags).settings)
+    _write(compose.OVERRIDE, user.OVERRIDE.format(service=service))
+    named = compose.named_files({}, ENV_FILE).split(os.pathsep)
+    if named != [""] and str(compose.OVERRIDE) not in named:
+        files = os.pathsep.join([*named, str(compose.OVERRIDE)])
+        user.set_variable(ENV_FILE, "COMPOSE_FILE", files)
+        typer.echo(f"{ENV_FILE}: COMPOSE_FILE names it now", err=True)
 
 
 def config(

@@ -170,6 +170,15 @@ def _gpu(machine: Machine, docker: Docker) -> Iterator[Finding]:
     """Yield why a container gets no GPU, or loses it; nothing where there is none to get."""
     if not has_gpu(machine):
         return
+    if docker.remote:
+        yield note(
+            "docker-remote",
+            "Docker's daemon is on another machine",
+            "containers get that machine's GPU, of which nothing is said here",
+            "docker context use default",
+            "https://docs.docker.com/engine/manage-resources/contexts/",
+        )
+        return
     desktop = "docker desktop" in docker.system.lower()
     if desktop and machine.wsl:
         return  # it has a toolkit of its own there
@@ -183,7 +192,7 @@ def _gpu(machine: Machine, docker: Docker) -> Iterator[Finding]:
         )
         return
     toolkit = machine.toolkit or Toolkit()
-    registered = "nvidia" in docker.runtimes or _injects(docker)
+    registered = "nvidia" in docker.runtimes or _injects(docker, toolkit)
     if "/snap/" in docker.program or docker.root.startswith("/var/snap/"):
         if not registered:
             yield error(
@@ -232,8 +241,10 @@ def _gpu(machine: Machine, docker: Docker) -> Iterator[Finding]:
     yield from _toolkit(machine, docker, toolkit)
 
 
-def _injects(docker: Docker) -> bool:
-    return any(it.startswith("nvidia.com/gpu") for it in docker.cdi_devices)
+def _injects(docker: Docker, toolkit: Toolkit) -> bool:
+    """Say whether Docker has the GPU as a CDI device; before 28.3 it has no list of those."""
+    listed = any(it.startswith("nvidia.com/gpu") for it in docker.cdi_devices)
+    return listed or bool(docker.cdi_folders and toolkit.specs)
 
 
 def _restart(docker: Docker) -> str:
@@ -274,7 +285,7 @@ def _toolkit(machine: Machine, docker: Docker, toolkit: Toolkit) -> Iterator[Fin
             _update(machine),
             "https://nvidia.custhelp.com/app/answers/detail/a_id/5659",
         )
-    if docker.rootless and not (toolkit.no_cgroups or _injects(docker)):
+    if docker.rootless and not (toolkit.no_cgroups or _injects(docker, toolkit)):
         yield error(
             "rootless-cgroups",
             "Docker is rootless, and the toolkit is to set up cgroups",
@@ -282,7 +293,7 @@ def _toolkit(machine: Machine, docker: Docker, toolkit: Toolkit) -> Iterator[Fin
             "sudo nvidia-ctk config --set nvidia-container-cli.no-cgroups --in-place",
             "https://github.com/NVIDIA/libnvidia-container/issues/154",
         )
-    if toolkit.no_cgroups and not docker.rootless and not _injects(docker):
+    if toolkit.no_cgroups and not docker.rootless and not _injects(docker, toolkit):
         yield error(
             "no-cgroups",
             "the toolkit's config.toml has no-cgroups = true, and Docker runs as root",
@@ -319,7 +330,7 @@ def _cdi(machine: Machine, docker: Docker, toolkit: Toolkit) -> Iterator[Finding
             "https://github.com/docker/docs/issues/22926",
         )
     if docker.cgroup_driver == "systemd" and not machine.wsl and not docker.rootless:
-        if _injects(docker) or not (toolkit.version or "nvidia" in docker.runtimes):
+        if _injects(docker, toolkit) or not (toolkit.version or "nvidia" in docker.runtimes):
             return
         yield warning(
             "gpu-vanishes",

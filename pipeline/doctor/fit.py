@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Final, Literal
 
 from pipeline.compat import lookup, rules, tables
 from pipeline.compat.tables import numbers
@@ -69,6 +69,9 @@ def by_tag(text: str) -> Subject | Problem:
             next_step="`python -m pipeline plan` prints that of the settings",
         )
     cuda = f"{match['cuda'][:-1]}.{match['cuda'][-1]}"
+    for found in (lookup.torch_release(match["torch"]), lookup.cuda_release(cuda)):
+        if isinstance(found, Problem):
+            return replace(found, field="tag", value=tag)
     named = _TAG_ARCH.findall(match["arches"] or "")
     compiled = tuple(
         Arch.parse(f"{major}.{minor}{suffix}{'+PTX' if ptx else ''}")
@@ -94,10 +97,15 @@ def covers(subject: Subject, gpu: Arch) -> Literal["code", "ptx", "no"]:
     return "ptx" if any(it.runs_on(gpu) for it in subject.arches) else "no"
 
 
+_COMPUTES: Final = 5
+"""GPUs of an older major than that are there for a display, where there are others."""
+
+
 def gpus(machine: Machine) -> tuple[Arch, ...]:
-    """Return the compute capabilities of a machine, each once."""
+    """Return the compute capabilities of a machine that an image is to serve, each once."""
     found = machine.nvidia.gpus if machine.nvidia else ()
-    return tuple(dict.fromkeys(Arch.parse(it.capability) for it in found if it.capability))
+    each = tuple(dict.fromkeys(Arch.parse(it.capability) for it in found if it.capability))
+    return tuple(it for it in each if it.major >= _COMPUTES) or each
 
 
 def fits(subject: Subject, devices: Sequence[Arch], driver: str) -> bool:

@@ -23,7 +23,7 @@ SECURE_BOOT = "https://github.com/acidanthera/bugtracker/issues/2237"
 WSL_KERNEL = "5.10.16"
 """The oldest kernel of WSL 2 that NVIDIA's guide lets CUDA run on."""
 
-_WSL_LIBRARY = "/usr/lib/wsl/lib/"
+_WSL_LIBRARY = "/usr/lib/wsl/"
 _NO_GPU = "no NVIDIA GPU or driver answers here"
 
 
@@ -184,11 +184,14 @@ def _wsl_without(machine: Machine, nvidia: Nvidia, *, installed: bool) -> Iterat
         yield error(
             "wsl-driver-fails",
             "the NVIDIA driver of Windows does not answer in WSL",
-            f"it says: {(nvidia.error or nvidia.smi).splitlines()[0]}; WSL or the driver has been "
-            "updated without the other",
+            f"it says: {_first_line(nvidia)}; WSL or the driver has been updated without the other",
             "wsl.exe --update && wsl.exe --shutdown",
             "https://github.com/microsoft/WSL/issues/6925",
         )
+
+
+def _first_line(nvidia: Nvidia) -> str:
+    return next(iter(f"{nvidia.error}\n{nvidia.smi}".strip().splitlines()), "nothing")
 
 
 def _not_loaded(machine: Machine) -> Iterator[Finding]:
@@ -238,14 +241,24 @@ def _image(
         if gpu.capability:
             way = covers(subject, Arch.parse(gpu.capability))
             ways[way].append(f"{gpu.name} ({gpu.capability})")
-    instead = advice.command if advice else "make build simple"
+    instead = advice.command if advice else "python -m pipeline build simple"
     if advice and advice.least_driver:
         instead = shell.driver(machine)
     has = " ".join(map(str, subject.arches))
-    if ways["no"]:
+    unserved = ", ".join(dict.fromkeys(ways["no"]))
+    if unserved and (ways["code"] or ways["ptx"]):
+        yield warning(
+            "arch-some",
+            f"{subject.name} has no code for {unserved}, and for the other GPUs it has",
+            f"it has code for {has}; what runs on the wrong one says that no kernel image is "
+            "available",
+            instead,
+            "https://github.com/pytorch/pytorch/blob/main/RELEASE.md",
+        )
+    elif unserved:
         yield error(
             "arch-missing",
-            f"{subject.name} has no code for {', '.join(dict.fromkeys(ways['no']))}",
+            f"{subject.name} has no code for {unserved}",
             f"it has code for {has}, and CUDA would say that no kernel image is available",
             instead,
             "https://github.com/pytorch/pytorch/blob/main/RELEASE.md",

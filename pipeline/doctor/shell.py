@@ -92,15 +92,10 @@ def start_docker(machine: Machine) -> str:
 
 
 def compose(machine: Machine) -> str:
-    """Return what installs Compose V2 as Docker's plugin."""
-    if not (machine.docker and machine.docker.daemon):
-        return GET_DOCKER
-    if family(machine) == "apt":
-        # The first is Docker's own package, the second Ubuntu's.
-        names = ("docker-compose-plugin", "docker-compose-v2")
-        steps = " || ".join(f"sudo apt-get install -y {it}" for it in names)
-        return f"sudo apt-get update && ({steps})"
-    return install(
-        machine, apt="", dnf="docker-compose-plugin", zypper="docker-compose",
-        pacman="docker-compose",
-    )  # fmt: skip
+    """Return what gives this user Compose V2 as a plugin of Docker's client.
+
+    Packages differ by where Docker came from, and those of distributions are often older than the
+    one that knows ``gpus:``; a user's own plugin goes before the system's.
+    """
+    has_docker = machine.docker is not None and machine.docker.daemon
+    return "python -m pipeline install-compose --force" if has_docker else GET_DOCKER

@@ -20,15 +20,17 @@ a compile has its objects, its caches and the toolchain beside that."""
 COMPILER: Final = 4_500_000_000
 """What one compiler of CUDA takes (the program that runs them allows as much)."""
 
-MOST_OF_DISK: Final = 0.75
-"""The share of a disk up to which Dagger's own engine keeps its cache."""
+FREE_FOR_CACHE: Final = 0.2
+"""The share of a disk that Dagger's engine keeps free, by throwing its cache away if it must."""
+
+_PRUNE: Final = "docker system prune --all"  # it asks before it deletes
 
 _LOCAL: Final = ("localhost", "127.")
 
 
 def judge(machine: Machine, settings: Settings, *, simple: bool = False) -> Iterator[Finding]:
     """Yield what is wrong around a build."""
-    yield from _engine(machine)
+    yield from _engine(machine, settings)
     yield from _disk(machine, _kind(settings, simple=simple))
     if _kind(settings, simple=simple) == "compile":
         yield from _memory(machine)
@@ -57,9 +59,26 @@ def serves(machine: Machine) -> bool:
     return docker is not None and bool(docker.server) and not docker.rootless and not docker.podman
 
 
-def _engine(machine: Machine) -> Iterator[Finding]:
+def _engine(machine: Machine, settings: Settings) -> Iterator[Finding]:
     engine = machine.engine
-    if engine is None or engine.session or engine.remote or not engine.lacks or serves(machine):
+    if engine is None:
+        return
+    ways = {
+        "session": engine.session,
+        "remote": engine.remote,
+        "docker": serves(machine),
+        "local": not engine.lacks,
+    }
+    if settings.engine != "auto" and not ways[settings.engine] and any(ways.values()):
+        yield error(
+            "engine-other",
+            f"ENGINE={settings.engine} names an engine that cannot be used here",
+            f"these could: {', '.join(way for way, usable in ways.items() if usable)}",
+            "python -m pipeline build --engine auto",
+            "https://docs.dagger.io/reference/container-runtimes/",
+            stops="build",
+        )
+    if any(ways.values()):
         return
     lacks = "; ".join(f"{it.what}, which {it.why}" for it in engine.lacks)
     packages = sorted({it.package for it in engine.lacks if it.package})
@@ -91,7 +110,7 @@ def _disk(machine: Machine, kind: str) -> Iterator[Finding]:
     least = min(disks, key=lambda it: it.free)
     wanted = ROOM[kind]
     mend = (
-        "docker system prune --all --force"
+        _PRUNE
         if least.what == "docker" or (serves(machine) and least.what == "here")
         else "python -m pipeline engine prune"
     )
@@ -103,13 +122,13 @@ def _disk(machine: Machine, kind: str) -> Iterator[Finding]:
         else:
             yield warning("disk-low", what, why, mend)
     own = next((it for it in disks if it.what == "docker"), None)
-    if own and own.total and own.free < (1 - MOST_OF_DISK) * own.total:
+    if own and own.total and own.free < FREE_FOR_CACHE * own.total:
         yield warning(
             "cache-thrown-away",
             f"Docker's disk is {1 - own.free / own.total:.0%} full",
-            "Dagger's engine in Docker throws its cache away on a disk that is fuller than "
-            f"{MOST_OF_DISK:.0%}, and every build begins anew",
-            mend,
+            f"Dagger's engine in Docker keeps {FREE_FOR_CACHE:.0%} free by throwing its cache "
+            "away, and every build begins anew",
+            _PRUNE,
             "https://github.com/dagger/dagger/pull/14181",
         )
 
@@ -230,7 +249,10 @@ def _registry(machine: Machine, settings: Settings) -> Iterator[Finding]:
             "registry-away",
             f"{host} does not answer as a registry",
             f"asked for the image's tags, it says: {said}",
-            f"curl -v https://{host}/v2/",
+            # Of one elsewhere this shows whether name, proxy or certificate is at fault.
+            f"docker run -d -p {host.partition(':')[2] or 80}:5000 registry:2"
+            if host.startswith(_LOCAL)
+            else f"curl -v https://{host}/v2/",
             "https://distribution.github.io/distribution/spec/api/",
             stops="delivery",
         )

@@ -14,7 +14,8 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -29,6 +30,8 @@ T = TypeVar("T")
 
 _SECONDS: Final = 6.0
 """How long one program may take; a driver that hangs lets nvidia-smi hang with it."""
+_SECTION_SECONDS: Final = 20.0
+"""How long all of a section may take."""
 
 PROXIES: Final = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 CERTIFICATES: Final = (
@@ -63,6 +66,8 @@ class Docker(Frozen):
     client: str = ""
     api: str = ""
     context: str = ""
+    remote: bool = False
+    """The daemon is on another machine, by DOCKER_HOST or by the context."""
     podman: bool = False
     """The program named docker is Podman's."""
     member: bool = False
@@ -201,11 +206,22 @@ def look(repository: str = "") -> Machine:
     unread: list[str] = []
 
     def section(name: str, look_at: Callable[[], T]) -> T | None:
-        try:
-            return look_at()
-        except Exception as error:  # noqa: BLE001 - what nobody thought of must not end the others
-            unread.append(f"{name}: {type(error).__name__}")
-            return None
+        found: list[T] = []
+        wrong = [f"no answer in {_SECTION_SECONDS:.0f} s"]
+
+        def work() -> None:
+            try:
+                found.append(look_at())
+            except Exception as error:  # noqa: BLE001 - what nobody thought of ends no other section
+                wrong[:] = [type(error).__name__]
+
+        # A driver or a directory service that hangs can be left behind, and not stopped.
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(_SECTION_SECONDS)
+        if not found:
+            unread.append(f"{name}: {wrong[0]}")
+        return found[0] if found else None
 
     release = section("os-release", _os_release) or {}
     memory = section("memory", _memory) or (0, 0)
@@ -310,8 +326,8 @@ def _disks(docker: Docker | None) -> tuple[Disk, ...]:
         "engine": log_path().parent,
         "here": Path.cwd(),
     }
-    # Of a daemon in a virtual machine or elsewhere, this machine has no such folder.
-    root = Path(docker.root).expanduser() if docker and docker.root else None
+    # Of a daemon in a virtual machine, this machine has no such folder.
+    root = Path(docker.root).expanduser() if docker and docker.root and not docker.remote else None
     if root and root.exists():
         places["docker"] = root
     found = []
@@ -339,14 +355,15 @@ def _nvidia() -> Nvidia:
         smi=smi,
         pci=sum(map(_is_nvidia, Path("/sys/bus/pci/devices").glob("*"))),
         modules=tuple(sorted({"nvidia", "nouveau"} & modules)),
-        libraries=tuple(
-            sorted(
-                str(path)
-                for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib/wsl/lib")
-                for path in Path(folder).glob("libcuda.so.*")
-            )
-        ),
+        libraries=tuple(sorted({str(it.resolve()) for it in _libraries()})),
     )
+
+
+def _libraries() -> Iterator[Path]:
+    # In WSL a link in the system's folder may lead to the library of Windows' driver.
+    system = "/usr/lib/x86_64-linux-gnu"
+    for folder in (system, f"{system}/nvidia/current", "/usr/lib64", "/usr/lib/wsl/lib"):
+        yield from Path(folder).glob("libcuda.so.*")
 
 
 def _without_processes(text: str) -> str:
@@ -355,6 +372,9 @@ def _without_processes(text: str) -> str:
 
 
 def _is_nvidia(device: Path) -> bool:
+    # What is given to a virtual machine is not this one's.
+    if (device / "driver").resolve().name == "vfio-pci":
+        return False
     # Of PCI's classes 0x03 is that of display controllers; NVIDIA also makes audio and bridges.
     return _read(f"{device}/vendor").strip() == "0x10de" and _read(f"{device}/class").startswith(
         "0x03"
@@ -366,14 +386,16 @@ def _docker() -> Docker:
     if not program:
         return Docker()
     named = _run("docker", "--version")
-    version, info = (_json(_run("docker", it, "--format", "{{json .}}")) for it in _ASKED)
+    version = _json(_run("docker", "version", "--format", "{{json .}}"))
+    # A daemon that did not answer once would only be waited for again.
+    info = _json(_run("docker", "info", "--format", "{{json .}}")) if version.get("Server") else {}
+    endpoint = _run("docker", "context", "inspect", "--format", "{{.Endpoints.docker.Host}}").out
     # It is not on every user's PATH.
     daemon = shutil.which("dockerd", path=f"{os.environ.get('PATH', '')}:/usr/bin:/usr/sbin")
     facts = docker_facts(program, named.out, version, info)
-    return facts.model_copy(update={"member": _member(), "daemon": daemon is not None})
-
-
-_ASKED: Final = ("version", "info")
+    remote = endpoint.strip().startswith(("tcp://", "ssh://", "http"))
+    seen = {"member": _member(), "daemon": daemon is not None, "remote": remote}
+    return facts.model_copy(update=seen)
 
 
 def _json(said: _Said) -> dict[str, Any]:
@@ -500,9 +522,15 @@ def _registry(repository: str) -> Registry:
     from pipeline.errors import PublishError  # noqa: PLC0415
 
     try:
-        return Registry(repository=repository, tags=publish.published(repository))
+        found = publish.published(repository)
+        return Registry(repository=repository, tags=tuple(it for it in found if _is_for_people(it)))
     except PublishError as error:
         return Registry(repository=repository, error=shown(error.why or error.what))
+
+
+def _is_for_people(tag: str) -> bool:
+    # Each image has one by its key too.
+    return not tag.startswith("key-")
 
 
 def _engine() -> Engine:

@@ -6,6 +6,8 @@ import grp
 import os
 import pwd
 import secrets
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.errors import CressetError
@@ -56,9 +58,12 @@ def time_zone() -> str:
     return target.partition("/zoneinfo/")[2] or "UTC"
 
 
-def env_file() -> str:
-    """Return the text of a new ``.env``: this user's values, and every other setting explained."""
-    values = identity() | {"TZ": time_zone()}
+def env_file(found_out: Mapping[str, str], for_compose: Mapping[str, str]) -> str:
+    """Return the text of a new ``.env``: this user's values, and every other setting explained.
+
+    `found_out` are more values, and `for_compose` variables that Compose alone reads.
+    """
+    values = identity() | {"TZ": time_zone(), **found_out}
     if found := gpu.capabilities():
         values["CCA"] = " ".join(map(str, found))
     lines = [
@@ -73,7 +78,33 @@ def env_file() -> str:
         lines.append(f"# {field.description} Allowed: {allowed_values(field) or 'any text'}.")
         value = values.get(name, field.default)
         lines.append(f"{name}={value}" if name in values else f"# {name}={value}")
+    lines += ["", "# --- Docker Compose, where it is called by hand"]
+    lines += [f"{name}={value}" for name, value in for_compose.items()]
     return "\n".join(lines) + "\n"
+
+
+def set_variable(path: Path, name: str, value: str) -> bool:
+    """Set a variable in a ``.env``, in place of the line that it or its comment has.
+
+    Returns whether the file had another value. The file is replaced as a whole or not at all.
+    """
+    lines = path.read_text().splitlines()
+    line = f"{name}={value}"
+    if line in lines:
+        return False
+    for beginning in (f"{name}=", f"# {name}="):
+        places = [i for i, it in enumerate(lines) if it.startswith(beginning)]
+        if places:
+            # Of two lines with one name the last counts.
+            lines[places[-1]] = line
+            break
+    else:
+        lines.append(line)
+    written = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    written.write_text("\n".join(lines) + "\n")
+    shutil.copymode(path, written)
+    written.replace(path)
+    return True
 
 
 def write_new(path: Path, text: str) -> bool:

@@ -162,6 +162,11 @@ def inputs(
     )
 
 
+def finished_wheel(folder: Path, package: str) -> Directory:
+    """Return the directory with the wheel of a package that lies in a folder of this machine."""
+    return dag.host().directory(str(folder), include=[f"{package}-*.whl"])
+
+
 def git_access(
     *, instead_of: tuple[str, str], trusted_host: str, agent: str, known_hosts: Path
 ) -> Access:

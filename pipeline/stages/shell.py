@@ -17,6 +17,8 @@ from pipeline.stages.packages import INSTALLER, PINS, VENV, apt_install
 ENTER = "/usr/local/bin/enter"
 STATE = "/var/lib/cresset"
 
+_KEPT = ("history", "ide")
+
 _PURE = "pure-prompt-1.28.3"
 _PURE_SHA512 = (
     "474e2a452f41e31ce7878aab25453537d90ebc2ce29b8f25511199efaddd4f64"
@@ -61,7 +63,10 @@ def prompt(installer: Container, inputs: Inputs) -> Directory:
 
 def shell(container: Container, spec: ImageSpec, prompt: Directory) -> Container:
     """Return the container with the shell, its settings and the entrypoint."""
-    return apt_install(container, spec.base, spec.shell).with_directory("/", _files(prompt))
+    installed = apt_install(container, spec.base, spec.shell).with_directory("/", _files(prompt))
+    # Whoever starts a container leaves the history of the shell and the IDEs' servers here; a new
+    # volume takes the permissions of what it is mounted on. Dagger's own call drops the sticky bit.
+    return installed.with_exec(["install", "-d", "-m", "1777", *(f"{STATE}/{it}" for it in _KEPT)])
 
 
 def _files(prompt: Directory) -> Directory:
@@ -81,12 +86,7 @@ def _files(prompt: Directory) -> Directory:
         root = root.with_new_file(path, text, permissions=0o644)
     for name, file in programs.items():
         root = root.with_new_file(f"/usr/local/bin/{name}", _text(inside, file), permissions=0o755)
-    root = root.with_new_file("/etc/sudoers.d/path", _SUDOERS, permissions=0o440)
-    # Whoever starts a container leaves the history of the shell and the IDEs' servers here; a new
-    # volume takes the permissions of what it is mounted on.
-    for name in ("history", "ide"):
-        root = root.with_new_directory(f"{STATE}/{name}", permissions=0o1777)
-    return root
+    return root.with_new_file("/etc/sudoers.d/path", _SUDOERS, permissions=0o440)
 
 
 def _text(folder: Traversable, name: str) -> str:

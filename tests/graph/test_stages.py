@@ -69,6 +69,7 @@ def test_the_train_image_is_made_by_these_commands_and_no_other() -> None:
     it = build("train")
     expected = [
         ["apt-get install", *it.spec.shell],
+        ["install -d -m 1777 /var/lib/cresset/history /var/lib/cresset/ide"],
         ["apt-get install", "ca-certificates", "tzdata"],
         ["apt-get install", "python3"],
         ["uv", "venv", "/usr/bin/python3.13", "/opt/venv"],

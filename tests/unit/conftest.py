@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import dagger
 import pytest
 
+from pipeline.host import machine
 from tests.unit import running
 
 Popen = subprocess.Popen
@@ -65,3 +66,9 @@ def checkout(tmp_path: Path) -> Iterator[Path]:
     """Stand in a checkout of the test's own."""
     with running.checkout(tmp_path / "checkout") as folder:
         yield folder
+
+
+@pytest.fixture
+def no_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let verbs that look at the machine find nothing there."""
+    monkeypatch.setattr(machine, "look", machine.Machine)

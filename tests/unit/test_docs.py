@@ -1,4 +1,4 @@
-"""The README says what the code does; the shell and the workflows name what there is."""
+"""The READMEs say what the code does, in two languages; the shell and workflows name what is."""
 
 from __future__ import annotations
 
@@ -12,11 +12,35 @@ from pipeline.settings import HIDDEN, NAMES, shown
 from tests import readme
 from tests.unit.running import ROOT, checkout, run
 from tests.unit.specs import spec
+from tests.unit.translation import Section, drift, facts, sections
 
 
-def test_the_generated_parts_of_the_readme_are_those_of_the_code() -> None:
-    text = readme.README.read_text()
+@pytest.mark.parametrize("file", [readme.README, readme.KOREAN], ids=lambda path: path.name)
+def test_the_generated_parts_of_a_readme_are_those_of_the_code(file: Path) -> None:
+    text = file.read_text()
     assert readme.renewed(text) == text, "run `make docs`"
+
+
+ENGLISH = sections(readme.README.read_text())
+KOREAN = sections(readme.KOREAN.read_text())
+
+
+def test_each_readme_begins_with_a_link_to_the_other() -> None:
+    first = [file.read_text().splitlines()[0] for file in (readme.README, readme.KOREAN)]
+    assert first == ["[한국어](README.ko.md)", "[English](README.md)"]
+
+
+def test_the_korean_readme_has_the_sections_of_the_english_one() -> None:
+    differs = drift([it.heading for it in ENGLISH], [it.heading for it in KOREAN])
+    assert not differs, "\n".join(["the READMEs differ in their sections:", *differs])
+
+
+@pytest.mark.parametrize("english", ENGLISH, ids=lambda section: section.title)
+def test_a_section_says_the_same_in_korean(english: Section) -> None:
+    korean = [it for it in KOREAN if it.title == english.title]
+    assert korean, f"README.ko.md has no section below `<!-- {english.title} -->`"
+    differs = drift(facts(english.text), facts(korean[0].text))
+    assert not differs, "\n".join([f"the READMEs differ in {english.heading!r}:", *differs])
 
 
 def test_every_make_target_that_the_readme_names_is_there() -> None:

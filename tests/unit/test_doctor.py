@@ -10,7 +10,9 @@ import ast
 import base64
 import json
 import os
+import re
 import shlex
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,7 +131,7 @@ MADE_UP: dict[str, tuple[dict[str, Any], dict[str, str], set[str]]] = {
     "engine-none": (well(docker={"rootless": True}, toolkit={"no_cgroups": True}), {}, set()),
     "disk-low": (well(disks=[{"what": "here", "free": 15 * 10**9, "total": 10**12}]), {}, set()),
     "cache-thrown-away": (
-        well(disks=[{"what": "docker", "free": 200 * 10**9, "total": 10**12}]),
+        well(disks=[{"what": "docker", "free": 190 * 10**9, "total": 10**12}]),
         {},
         set(),
     ),
@@ -139,6 +141,8 @@ MADE_UP: dict[str, tuple[dict[str, Any], dict[str, str], set[str]]] = {
         set(),
     ),
     "ca-missing": (well(certificates={"SSL_CERT_FILE": "missing"}), {}, set()),
+    "engine-other": (well(), {"ENGINE": "local"}, set()),
+    "docker-remote": (well(docker={"remote": True}), {}, set()),
     "registry-login": (well(), {"REGISTRY": "ghcr.io/team"}, set()),
     "registry-away": (
         well(registry={"repository": "ghcr.io/team/cresset", "error": "Connection refused"}),
@@ -249,6 +253,43 @@ def test_an_engine_elsewhere_needs_nothing_here() -> None:
         assert ids(content) == ["docker-down"]
 
 
+def test_a_registry_of_this_machine_is_started_where_it_does_not_answer() -> None:
+    registry = {"repository": "localhost:5000/cresset", "error": "Connection refused"}
+    _, content = judged(well(registry=registry), REGISTRY="localhost:5000")
+    (found,) = content["findings"]
+    assert found["mend"] == "docker run -d -p 5000:5000 registry:2"
+
+
+def test_cdi_without_a_list_of_devices_keeps_a_gpu_from_vanishing_too() -> None:
+    assert ids(judged(well(docker={"cdi_devices": []}))[1]) == []
+    facts = well(docker={"cdi_devices": []}, toolkit={"specs": []})
+    assert ids(judged(facts)[1]) == ["gpu-vanishes"]
+
+
+def without(facts: Any) -> Iterator[Any]:
+    """Yield what is left of a recording when one fact of it is not known."""
+    if isinstance(facts, dict):
+        for name, value in facts.items():
+            rest = {key: it for key, it in facts.items() if key != name}
+            yield rest
+            yield from (rest | {name: it} for it in without(value))
+
+
+@pytest.mark.parametrize("path", HOSTS, ids=lambda it: it.stem)
+def test_no_missing_fact_ends_in_an_error(path: Path) -> None:
+    chosen = settings.load(host(path).get("settings", {}), environ={}).settings
+    subject = doctor.by_spec(image(chosen))
+    # A path or what is needed is never missing by itself.
+    whole = {key: it for key, it in host(path)["machine"].items() if key not in NEVER_MISSING}
+    for facts in without(whole):
+        it = Machine.model_validate(facts)
+        found = doctor.judge(it, chosen, subject, doctor.best(it, chosen, image))
+        assert doctor.exit_code(found) in {0, 1, 2, 4, 7, 9}
+
+
+NEVER_MISSING = {"disks", "registry"}
+
+
 # The image that fits
 
 
@@ -276,6 +317,15 @@ def test_the_command_says_no_more_than_what_has_to_change() -> None:
     found = advice(with_gpu("8.6", "535.161.07"))
     assert found is not None
     assert found.command == "make build PYTORCH_VERSION_TAG=v2.14.1 CUDA_VERSION=12.6"
+
+
+def test_a_card_for_the_display_decides_nothing() -> None:
+    facts = with_gpu("3.5")
+    facts["nvidia"]["gpus"].append({"name": "RTX 3090", "capability": "8.6"})
+    found = advice(facts)
+    assert found is not None
+    assert found.command == "make build"
+    assert ids(judged(facts)[1]) == ["arch-some"]
 
 
 def test_another_cuda_goes_before_another_torch() -> None:
@@ -399,19 +449,27 @@ def test_what_is_no_recording_is_refused(content: str | None, word: str) -> None
     assert "Traceback" not in ran.err
 
 
-def test_a_tag_of_somebody_else_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("tag", "said"),
+    [
+        ("ubuntu:24.04", "such as py313-torch2.6.0-cu124-sm86-trixie"),
+        ("py313-torch9.0.0-cu132-trixie", "no row for torch 9.0.0"),
+        ("py313-torch2.6.0-cu999-trixie", "no row for CUDA 99.9"),
+    ],
+)
+def test_a_tag_of_which_nothing_is_known_is_refused(tag: str, said: str) -> None:
     Path("machine.json").write_text(json.dumps(WELL))
-    ran = run("doctor", "ubuntu:24.04", "--machine", "machine.json")
+    ran = run("doctor", tag, "--machine", "machine.json")
     assert ran.code == 2
-    assert "such as py313-torch2.6.0-cu124-sm86-trixie" in ran.err
+    assert said in ran.err
 
 
 def test_mistakes_in_the_settings_are_findings_beside_the_others() -> None:
-    ran, content = judged(
-        well(docker=DOWN, engine=NO_NEEDS), CUDA_VERSION="9.9", PYTHON_VERSION="three"
-    )
+    wrong = {"CUDA_VERSION": "9.9", "PYTHON_VERSION": "three"}
+    ran, content = judged(well(docker=DOWN, engine=NO_NEEDS), **wrong)
     assert ids(content) == ["docker-down", "settings", "settings"]
     assert ran.code == 9
+    assert "fits: mend the settings first\n" in run("doctor", environ=ALONE | wrong).out
 
 
 def test_the_image_without_torch_fits_everywhere() -> None:
@@ -447,6 +505,16 @@ def test_what_cannot_be_looked_at_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     content = json.loads(ran.out)
     assert "unread" in ids(content)
     assert len(content["machine"]["unread"]) == 4
+
+
+def test_what_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    end = threading.Event()
+    monkeypatch.setattr(machine, "_SECTION_SECONDS", 0.05)
+    monkeypatch.setattr(machine, "_nvidia", end.wait)
+    facts = json.loads(run("doctor", "--json", environ=ALONE).out)["machine"]
+    end.set()
+    assert "nvidia: no answer in 0 s" in facts["unread"]
+    assert "nvidia" not in facts
 
 
 def test_no_secret_and_no_name_gets_into_a_recording() -> None:
@@ -553,7 +621,8 @@ def test_the_driver_of_a_cdi_specification_is_in_the_names_of_its_libraries() ->
 class Answer:
     """A registry's answer."""
 
-    def __init__(self, status: int, content: Any = None) -> None:
+    def __init__(self, status: int, content: Any = None, link: str = "") -> None:
+        self.headers = {"Link": link}
         self.status_code = status
         self.reason = "Forbidden" if status == 403 else "it"
         self.text = json.dumps(content)
@@ -564,15 +633,21 @@ class Answer:
 
 def test_the_tags_of_the_registry_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, ...]] = []
+    following = '</v2/team/cresset/tags/list?last=b&n=1000>; rel="next"'
 
     def get(*what: str) -> Answer:
         asked.append(what)
-        return Answer(200, {"tags": ["a", "b"]})
+        if len(asked) == 1:
+            return Answer(200, {"tags": ["a", "b", "key-0"]}, following)
+        return Answer(200, {"tags": ["c"]})
 
     monkeypatch.setattr(publish, "_get", get)
     ran = run("doctor", "--json", environ=ALONE | {"REGISTRY": "ghcr.io/team"})
-    assert json.loads(ran.out)["machine"]["registry"]["tags"] == ["a", "b"]
-    assert asked == [("ghcr.io", "team/cresset", "tags/list")]
+    assert json.loads(ran.out)["machine"]["registry"]["tags"] == ["a", "b", "c"]
+    assert asked == [
+        ("ghcr.io", "team/cresset", "tags/list?n=1000"),
+        ("ghcr.io", "team/cresset", "tags/list?last=b&n=1000"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -602,6 +677,14 @@ def test_a_registry_that_does_not_answer_well_is_a_finding(
     if found:
         with pytest.raises(PublishError):
             publish.published("ghcr.io/team/cresset")
+
+
+def test_the_readme_shows_what_doctor_says() -> None:
+    text = (ROOT / "README.md").read_text()
+    shown = re.search(r"^\$ python -m pipeline (doctor .*)\n([^`]*)^```", text, re.MULTILINE)
+    assert shown is not None
+    words = shlex.split(shown[1])
+    assert run(*words[:-1], str(ROOT / words[-1])).out == shown[2]
 
 
 def test_findings_are_values() -> None:

@@ -14,7 +14,7 @@ from pipeline.settings import shown as printable
 from pipeline.spec import Arch
 from tests.unit.running import Result, run
 
-pytestmark = pytest.mark.usefixtures("checkout")
+pytestmark = pytest.mark.usefixtures("checkout", "no_machine")
 
 ENV = Path(".env")
 
@@ -227,7 +227,10 @@ def test_env_writes_a_commented_file_that_loads_as_it_is() -> None:
     assert "written" in succeeded(run("env")).err
     after = shown()
     from_file = {name for name, (_, origin) in after.items() if origin == ".env"}
-    assert from_file == {"UID", "GID", "USR", "GRP", "TZ"}
+    containers = {"HOST_ROOT", "IMAGE", "IMAGE_SIMPLE", "PROJECT"}
+    assert from_file == {"UID", "GID", "USR", "GRP", "TZ", *containers}
+    assert after["HOST_ROOT"][0] == str(Path.cwd())
+    assert after["IMAGE"][0] == "cresset:py313-torch2.15.0-cu132-trixie"
     assert {n: it for n, it in after.items() if n not in from_file} == {
         n: it for n, it in before.items() if n not in from_file
     }

@@ -94,8 +94,9 @@ wrap_names() {
         awk -F: -v name="$1" -v id="$2" "\$1 != name && \$3 != id" /etc/passwd >"$4/passwd.$$"
         echo "$1:*:$2:$3::$HOME:$SHELL" >>"$4/passwd.$$"
         mv "$4/passwd.$$" "$4/passwd"
-        cp /etc/group "$4/group"
-    ' names "$name" "$uid" "$gid" "$names"
+        grep -v "^[^:]*:[^:]*:$3:" /etc/group >"$4/group" || :
+        echo "$5:x:$3:" >>"$4/group"
+    ' names "$name" "$uid" "$gid" "$names" "$group"
     export NSS_WRAPPER_PASSWD="$names/passwd" NSS_WRAPPER_GROUP="$names/group"
     export LD_PRELOAD="$wrapper${LD_PRELOAD:+:$LD_PRELOAD}"
 }
@@ -137,6 +138,8 @@ export SHELL
 if [ "$(id -u)" != 0 ]; then
     uid=$(id -u) gid=$(id -g) become=
     name=$(id -un 2>/dev/null) || name=
+    group=$(id -gn 2>/dev/null) || group=${GRP:-user}
+    is_name "$group" || group=user
     own_home "${HOME:-/}"
     if [ -z "$name" ]; then
         name=${USR:-user}
