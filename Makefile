@@ -42,6 +42,8 @@ ls: $(READY)  ## List all Compose projects.
 	@$(CRESSET) ls
 fixes: $(READY)  ## Say what keeps the container from working, and mend it.
 	@$(CRESSET) fixes
+devcontainer: $(READY)  ## Write .devcontainer/ for VS Code and its kin; never overwrites a file.
+	@$(CRESSET) devcontainer
 wheels: $(READY)  ## Compile torch and torchvision as the settings say; prints the wheels' files.
 	@$(CRESSET) wheels
 install-compose: $(READY)  ## Put Docker's Compose plugin in place for this user; needs no root.
@@ -49,6 +51,7 @@ install-compose: $(READY)  ## Put Docker's Compose plugin in place for this user
 test: $(TESTABLE)  ## Lint, type-check and test, on the real engine too.
 	@.venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy && .venv/bin/pytest -m "not slow"
 test-slow: $(TESTABLE)  ## The tests that take longer.
+	@command -v npm >/dev/null || (apt-get update -q && apt-get install -q -y --no-install-recommends npm)
 	@.venv/bin/pytest -m "slow and not hours"
 test-torch: $(TESTABLE)  ## Compile PyTorch itself, for hours; cut off, it goes on where it stopped.
 	@.venv/bin/pytest -m hours -s
@@ -80,7 +83,7 @@ $(READY): requirements.lock pyproject.toml
 
 # The tests start a real registry, Redis, git server and Docker daemon themselves, and compile with a
 # real ccache. By command and package: what another package brings is not installed beside it.
-TOOLS := ccache:ccache docker:docker.io docker-registry:docker-registry dockerd:docker.io gcc:gcc git:git redis-server:redis-server tmux:tmux
+TOOLS := ccache:ccache docker:docker.io docker-registry:docker-registry dockerd:docker.io gcc:gcc git:git redis-server:redis-server ssh:openssh-client tmux:tmux
 $(TESTABLE): $(READY) Makefile
 	@missing=$$(for it in $(TOOLS); do command -v $${it%:*} >/dev/null || echo $${it#*:}; done); [ -z "$$missing" ] || (apt-get update -q && apt-get install -q -y --no-install-recommends $$missing libc6-dev)
 	@touch $@

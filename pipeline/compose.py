@@ -294,6 +294,12 @@ class Project:
         argv = [*map(str, docker.client_config.docker_compose_cmd), verb, *options, self.service]
         os.execvp(argv[0], [*argv, *words])  # noqa: S606 - the point of it
 
+    def show(self, *, as_json: bool) -> NoReturn:
+        """Become ``docker compose config``; ComposeError without Docker or Compose."""
+        command = map(str, self.docker().client_config.docker_compose_cmd)
+        argv = [*command, "config", *(["--format", "json"] if as_json else [])]
+        os.execvp(argv[0], argv)  # noqa: S606 - the point of it
+
     def fixes(self, *, dry_run: bool) -> str:
         """Mend what keeps the running container from working, as root; return what that was.
 

@@ -32,6 +32,8 @@ def add_to(app: typer.Typer) -> None:
     app.command(rich_help_panel=PANEL, context_settings=_HANDS_OVER)(takes_settings(run))
     app.command(rich_help_panel=PANEL)(ls)
     app.command(rich_help_panel=PANEL)(takes_settings(fixes))
+    app.command("compose", rich_help_panel=PANEL)(takes_settings(show))
+    app.command(rich_help_panel=PANEL)(takes_settings(devcontainer))
     app.command(rich_help_panel=PANEL)(install_compose)
 
 
@@ -94,6 +96,70 @@ def fixes(
 ) -> None:
     """Say what keeps the running container from working, and mend it."""
     typer.echo(project(flags, is_new=False).fixes(dry_run=dry_run))
+
+
+def show(
+    flags: dict[str, str],
+    kubernetes: Annotated[
+        bool, typer.Option("--kubernetes", help="Print a manifest for kubectl instead.")
+    ] = False,
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs of the Pod.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print what Compose makes of its files and the settings."""
+    if not kubernetes:
+        project(flags).show(as_json=as_json)
+    import yaml
+
+    from pipeline import kubernetes as cluster
+    from pipeline.compose import BASE, IMAGES
+    from pipeline.errors import ComposeError
+
+    described = project(flags, is_new=False)
+    if not described.image:
+        raise ComposeError(
+            f"there is no image of {described.service}",
+            next_step=f"run `make build SERVICE={described.service}`, or name one by "
+            f"{IMAGES[described.service]}",
+        )
+    if "/" not in described.image:
+        say(f"note: a cluster cannot pull {described.image}; REGISTRY names where it can")
+    made = cluster.manifests(
+        described.service,
+        described.image,
+        described.variables,
+        cluster.environment(BASE.read_text(), described.variables),
+        gpus=gpus,
+    )
+    if as_json:
+        typer.echo(json.dumps({"apiVersion": "v1", "kind": "List", "items": made}))
+    else:
+        typer.echo(yaml.safe_dump_all(made, sort_keys=False), nl=False)
+
+
+def devcontainer(
+    flags: dict[str, str],
+    stdout: Annotated[
+        bool, typer.Option("--stdout", help="Print devcontainer.json, and write nothing.")
+    ] = False,
+) -> None:
+    """Write .devcontainer/ for VS Code and its kin; never overwrites a file."""
+    from pipeline import devcontainer as it
+    from pipeline.host import user
+
+    described = project(flags)
+    files = it.files(described, described.variables["PROJECT_ROOT"])
+    if stdout:
+        typer.echo(files[it.FOLDER / "devcontainer.json"], nl=False)
+        return
+    it.FOLDER.mkdir(exist_ok=True)
+    for path, text in files.items():
+        if user.write_new(path, text):
+            say(f"{path} written")
+        elif path.read_text() == text:
+            say(f"{path} is there already, as it would be written")
+        else:
+            say(f"{path} is there already and differs; left as it is: delete it for a new one")
 
 
 def project(flags: dict[str, str], *, is_new: bool = True) -> Project:
