@@ -32,7 +32,7 @@ DAY: tuple[tuple[str, str], ...] = (
         "python -c 'import torch; print(torch.__version__, torch.randn(2, 3) @ torch.ones(3))'",
         "tensor",
     ),
-    ("pip install --quiet --dry-run torch[opt-einsum] --no-index && echo no quotes", "no quotes"),
+    ("pip install --no-index --no-deps torch[opt-einsum]", "already satisfied"),
     ("touch written-in-the-container; exit", ""),
     ("ls -ln | grep written", "1234"),
     ("make ls | grep -o '^recording.*)'", "running(1)"),
