@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.engine import local
-from pipeline.stages.packages import VENV
+from pipeline.stages.packages import OPENMP, VENV
 from tests import services
 from tests.engine.conftest import ROOT, Checkout, Pulled, Ran, make_wheel, new_name, tags
 
@@ -74,8 +74,8 @@ def test_the_default_image_is_delivered_as_promised(checkout: Checkout, registry
     ran = checkout.cresset("build", "--json", REGISTRY=registry, TZ="Asia/Seoul")
     assert ran.code == 0, ran.err
     told = ran.json
-    stages = ["engine", "base", "installer", "system", "wheels", "torch", "apt", "pip", "image",
-              "verify", "deliver"]  # fmt: skip
+    stages = ["engine", "base", "installer", "prompt", "shell", "system", "wheels", "torch", "apt",
+              "pip", "image", "verify", "deliver"]  # fmt: skip
     assert list(told["seconds"]) == stages
     assert set(told["cached"]) <= set(stages)
     assert told["engine"] == "local"
@@ -90,6 +90,7 @@ def test_the_default_image_is_delivered_as_promised(checkout: Checkout, registry
     assert labels["org.opencontainers.image.version"] == told["variant"]
     assert not image.config.get("User")
     assert image.config["WorkingDir"] == "/opt/project"
+    assert image.config["Entrypoint"] == ["/usr/local/bin/enter"]
     assert image.config["Cmd"] == ["zsh"]
     assert image.env["NVIDIA_VISIBLE_DEVICES"] == "all"
     assert image.env["PATH"].startswith(f"{VENV}/bin:")
@@ -107,7 +108,7 @@ def test_the_default_image_is_delivered_as_promised(checkout: Checkout, registry
     program = "import time, torch; print(time.tzname[0], *open('/proc/self/maps'))"
     out, features = in_image(told["ref"], f"{program}\n{FEATURES}").strip().rsplit("\n", 1)
     assert out.startswith("KST ")
-    for preloaded in ("libjemalloc.so.2", f"{VENV}/lib/libiomp5.so"):
+    for preloaded in ("libjemalloc.so.2", OPENMP):
         assert preloaded in out
     # What a compiled wheel is asked for, this one has: the official torch 2.15 dropped XNNPACK.
     found = json.loads(features)
