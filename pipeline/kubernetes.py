@@ -111,6 +111,8 @@ def _pod(
         "securityContext": {
             "runAsUser": uid,
             "runAsGroup": gid,
+            # By which the user may install into the image's Python.
+            "supplementalGroups": [0],
             # Claims are mounted as root's; the group may write to them.
             "fsGroup": gid,
             "fsGroupChangePolicy": "OnRootMismatch",

@@ -64,6 +64,7 @@ def test_the_cluster_runs_it_as_the_user_who_may_write_to_the_claims() -> None:
         2345,
         2345,
     )
+    assert security["supplementalGroups"] == [0], "whose is the image's Python"
     assert pod(ADD_USER="exclude")["securityContext"]["runAsUser"] == 0
 
 
