@@ -185,7 +185,7 @@ fi
 export USER="$name" LOGNAME="$name"
 $become sh -c "$furnish" || echo "enter: $HOME could not be furnished" >&2
 if is_start && [ -n "${SSH_PORT:-}" ]; then
-    $become serve-ssh
+    $become /usr/local/bin/serve-ssh
 fi
 unset UID GID USR GRP ADD_USER SUDO
 exec $become env PATH="$path" ${preload:+LD_PRELOAD="$preload"} "$@"
