@@ -98,6 +98,7 @@ def test_on_nvidias_image_stand_our_packages_in_a_venv_that_sees_its_own() -> No
     assert chain(it.image)[1].args == {"address": "nvcr.io/nvidia/pytorch:25.09-py3"}
     expected = [
         ["apt-get install", *it.spec.shell],
+        ["install -d -m 1777 /var/lib/cresset/history /var/lib/cresset/ide"],
         ["apt-get install", "python3-venv", "tzdata"],
         ["/usr/bin/python3.12 -m venv --system-site-packages /opt/venv"],
         ["/opt/venv/bin/pip install", f"--requirement /mnt/reqs/{reqs.PIP_TRAIN}"],
