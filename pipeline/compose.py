@@ -225,6 +225,8 @@ class Project:
     def _get_image(self, docker: Any, say: Callable[[str], None]) -> None:  # noqa: ANN401 - as above
         tag, _, digest = self.image.partition("@")
         is_here = docker.image.exists(self.image)
+        name = IMAGES[self.service]
+        get_one = f"run `make build SERVICE={self.service}`, or name another by {name}"
         if digest and is_here:
             return
         if not _has_registry(tag):
@@ -233,8 +235,7 @@ class Project:
             raise ComposeError(
                 f"there is no image {self.image}",
                 why="Docker has none of that name, and the name is of no registry",
-                next_step=f"run `make build SERVICE={self.service}`, or name another by "
-                f"{IMAGES[self.service]}",
+                next_step=get_one,
             )
         from python_on_whales.exceptions import DockerException  # noqa: PLC0415 - as above
 
@@ -247,8 +248,7 @@ class Project:
                 raise ComposeError(
                     f"{self.image} is neither here nor to be had from its registry",
                     why=why,
-                    next_step=f"run `make build SERVICE={self.service}`, or name another by "
-                    f"{IMAGES[self.service]}",
+                    next_step=get_one,
                 ) from error
             say(f"its registry does not answer, so it is {tag} as it is here: {why}")
 
@@ -256,6 +256,13 @@ class Project:
         """Say whether the service's container runs."""
         with told("Compose does not say what runs", "run `docker compose ls`"):
             return any(it.state.running for it in docker.compose.ps(services=[self.service]))
+
+    def _must_run(self, docker: Any) -> None:  # noqa: ANN401 - as above
+        if not self.is_running(docker):
+            raise ComposeError(
+                f"{self.service} is not running",
+                next_step=f"start it with `make up SERVICE={self.service}`",
+            )
 
     def start(self) -> None:
         """Start the stopped container as it was left; ComposeError if there is none."""
@@ -280,25 +287,18 @@ class Project:
         for name in ("TERM", "COLORTERM"):
             options += ["--env", f"{name}={os.environ[name]}"] if name in os.environ else []
         if verb == "exec":
-            if not self.is_running(docker):
-                raise ComposeError(
-                    f"{self.service} is not running",
-                    next_step=f"start it with `make up SERVICE={self.service}`",
-                )
+            self._must_run(docker)
             words = [ENTER, *words]
         else:
             self._get_image(docker, say)
             options.append("--rm")
             # Without a command Compose would take the service's, which may be no shell.
             words = words or ["zsh"]
-        argv = [*map(str, docker.client_config.docker_compose_cmd), verb, *options, self.service]
-        os.execvp(argv[0], [*argv, *words])  # noqa: S606 - the point of it
+        _become(docker, [verb, *options, self.service, *words])
 
     def show(self, *, as_json: bool) -> NoReturn:
         """Become ``docker compose config``; ComposeError without Docker or Compose."""
-        command = map(str, self.docker().client_config.docker_compose_cmd)
-        argv = [*command, "config", *(["--format", "json"] if as_json else [])]
-        os.execvp(argv[0], argv)  # noqa: S606 - the point of it
+        _become(self.docker(), ["config", *(["--format", "json"] if as_json else [])])
 
     def fixes(self, *, dry_run: bool) -> str:
         """Mend what keeps the running container from working, as root; return what that was.
@@ -308,14 +308,15 @@ class Project:
 
         """
         docker = self.docker()
-        if not self.is_running(docker):
-            raise ComposeError(
-                f"{self.service} is not running",
-                next_step=f"start it with `make up SERVICE={self.service}`",
-            )
+        self._must_run(docker)
         words = [FIXES, *(["--dry-run"] if dry_run else [])]
         with told("the container could not be mended", "make a fresh one with `make up`"):
             return str(docker.compose.execute(self.service, words, tty=False, user="root"))
+
+
+def _become(docker: Any, words: Sequence[str]) -> NoReturn:  # noqa: ANN401 - as above
+    argv = [*map(str, docker.client_config.docker_compose_cmd), *words]
+    os.execvp(argv[0], argv)  # noqa: S606 - the point of it
 
 
 def can_start() -> bool:
