@@ -118,6 +118,26 @@ def _memory(machine: Machine) -> tuple[str, ...]:
     return ("wsl.yaml",) if machine.wsl else ()
 
 
+def doubts(settings: Settings, machine: Machine, it: Project, made: str) -> Iterator[str]:
+    """Yield what in ``.env`` may have been right once: its COMPOSE_FILE, and its IMAGE.
+
+    `made` is the image that the settings make by themselves, empty where they make none.
+    """
+    gpu = _gpu(machine)
+    if gpu and not any(file.name.startswith("gpu") for file in it.files):
+        yield (
+            f"COMPOSE_FILE has no file for the GPUs of this machine: add {FOLDER / gpu} to it, "
+            "or take it out of .env"
+        )
+    named = it.image.partition("@")[0]
+    of_ours = made.rpartition(":")[0] == named.rpartition(":")[0]
+    if getattr(settings, IMAGES[it.service].lower()) and made and of_ours and made != named:
+        yield (
+            f"{IMAGES[it.service]} names {named}, and these settings make {made}: "
+            "`make build` makes it, and writes it down"
+        )
+
+
 def service_of(settings: Settings) -> str:
     """Return the service that SERVICE means."""
     return settings.service.replace("full", "train")

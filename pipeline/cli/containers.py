@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -47,7 +48,7 @@ def up(
 
         build_image(flags)
         return
-    project(flags).up(say)
+    project(flags, doubting=True).up(say)
 
 
 def enter(flags: dict[str, str], command: Command = None) -> None:
@@ -162,10 +163,11 @@ def devcontainer(
             say(f"{path} is there already and differs; left as it is: delete it for a new one")
 
 
-def project(flags: dict[str, str], *, is_new: bool = True) -> Project:
+def project(flags: dict[str, str], *, is_new: bool = True, doubting: bool = False) -> Project:
     """Return the containers that the settings describe; ConfigError for wrong settings.
 
-    Only for one that `is_new` is the machine looked at: what runs has its GPUs already.
+    Only for one that `is_new` is the machine looked at: what runs has its GPUs already. With
+    `doubting` it is said what in ``.env`` may be out of date.
     """
     import os
 
@@ -181,7 +183,7 @@ def project(flags: dict[str, str], *, is_new: bool = True) -> Project:
     here = compose.here()
     compose.check_folder(here)
     named = compose.named_files(os.environ, settings.ENV_FILE)
-    looked = machine.look() if is_new and not named else None
+    looked = machine.look() if doubting or (is_new and not named) else None
     variant = variant_of(loaded.settings)
     it = compose.Project(
         compose.service_of(loaded.settings),
@@ -190,6 +192,13 @@ def project(flags: dict[str, str], *, is_new: bool = True) -> Project:
     )
     if is_new and not it.image:
         compose.image_of(loaded.settings, it.service, variant)  # raises, and so says why
+    if doubting and looked:
+        made = ""
+        with contextlib.suppress(ConfigError):
+            unnamed = loaded.settings.model_copy(update={compose.IMAGES[it.service].lower(): ""})
+            made = compose.image_of(unnamed, it.service, variant)
+        for doubt in compose.doubts(loaded.settings, looked, it, made):
+            typer.echo(f"note: {doubt}", err=True)
     return it
 
 

@@ -133,6 +133,18 @@ def test_a_command_by_ssh_has_the_environment_of_the_container(site: Site, ssh: 
     assert addresses(ssh.port) == LOOPBACK
 
 
+def test_the_environment_was_lost_by_ssh_in_the_originals_way(site: Site, ssh: Ssh) -> None:
+    """Known issue 1 of the original: sshd begins a new environment, and nothing filled it."""
+    asked = "printenv CUDA_DEVICE_ORDER VIRTUAL_ENV || echo lost"
+    kept, away = "/run/cresset/environment", "/run/cresset/away"
+    site.must("up")
+    wait_for(ssh.port)
+    assert ssh.must(asked).split() == ["PCI_BUS_ID", "/opt/venv"]
+    # The same sshd, user and shell, without what `enter` keeps for them.
+    site.compose("exec", "--user", "root", "simple", "mv", kept, away)
+    assert ssh.must(asked).split() == ["lost"]
+
+
 def test_keys_alone_let_in_and_the_user_alone(site: Site, ssh: Ssh) -> None:
     site.must("up")
     wait_for(ssh.port)

@@ -121,3 +121,33 @@ def test_a_folder_without_our_files_is_said(tmp_path: Path) -> None:
     with pytest.raises(ComposeError, match=r"there is no compose/compose\.yaml") as raised:
         compose.check_folder(tmp_path)
     assert "next: run it in a checkout" in str(raised.value)
+
+
+WITH_TOOLKIT = Machine(nvidia=CARD, docker=MODERN, toolkit=Toolkit(version="1.17.0"))
+
+
+@pytest.mark.parametrize(
+    ("machine", "named", "image", "said"),
+    [
+        (WITH_TOOLKIT, "compose/compose.yaml", "", "add compose/gpu.yaml to it"),
+        (WITH_TOOLKIT, "compose/compose.yaml:compose/gpu-cdi.yaml", "", ""),
+        (Machine(), "compose/compose.yaml", "", ""),
+        (
+            Machine(),
+            "",
+            f"cresset:old@sha256:{0:064}",
+            "names cresset:old, and these settings make ",
+        ),
+        (Machine(), "", "ghcr.io/others/cresset:old", ""),
+    ],
+)
+def test_what_in_env_was_right_once_is_said(
+    machine: Machine, named: str, image: str, said: str, tmp_path: Path
+) -> None:
+    given = settings.load({"IMAGE": image}, environ={}, env_file=Path("/nonexistent")).settings
+    made = f"cresset:{spec('train').variant}"
+    files = compose.files(given, machine, tmp_path, named)
+    it = compose.Project("train", {"IMAGE": image or made}, files)
+    doubts = list(compose.doubts(given, machine, it, made))
+    assert len(doubts) == bool(said)
+    assert said in "".join(doubts)
