@@ -65,7 +65,9 @@ def record(folder: Path) -> str:
 
     def tmux(*args: str) -> str:
         argv = ["tmux", "-S", socket, "-f", "/dev/null", *args]
-        env = {**os.environ, "TERM": "xterm-256color", "PS1": "$ "}
+        # A make below another one would say which folders it enters.
+        outer = dict.fromkeys(("MAKEFLAGS", "MAKELEVEL", "MFLAGS"), "")
+        env = {**os.environ, **outer, "TERM": "xterm-256color", "PS1": "$ "}
         return subprocess.run(
             argv, cwd=folder, env=env, check=True, capture_output=True, text=True
         ).stdout
