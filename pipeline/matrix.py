@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from pipeline import reqs, tags, validate
 from pipeline.errors import ConfigError, NothingSelected, Problem
+from pipeline.once import Once
 from pipeline.settings import ENGINE, NAMES, START, Settings, group_of, refusal, shown
 from pipeline.spec import Arch, ImageSpec
 from pipeline.validate_source import Resolve, unresolved
@@ -91,16 +92,15 @@ def read(path: Path = FILE) -> Matrix:
         ConfigError: every mistake in it; what its settings mean together is left to `cells`.
 
     """
-    problems: list[Problem] = []
     content = _content(path)
-    for name in content:
-        if name not in _TABLES:
-            problems.append(
-                Problem(
-                    f"{path}: {name}", "", "not a table of this file",
-                    allowed=", ".join(_TABLES), next_step=_did_you_mean(name, _TABLES),
-                )
-            )  # fmt: skip
+    problems = [
+        Problem(
+            f"{path}: {name}", "", "not a table of this file",
+            allowed=", ".join(_TABLES), next_step=_did_you_mean(name, _TABLES),
+        )
+        for name in content
+        if name not in _TABLES
+    ]  # fmt: skip
     settings = _assignment(f"{path}: settings", content.get("settings", {}), problems)
     axes = _axes(f"{path}: axes", content.get("axes", {}), problems)
     excludes = _reasoned(path, "exclude", content.get("exclude", []), problems)
@@ -116,15 +116,15 @@ def read(path: Path = FILE) -> Matrix:
                         next_step="leave it in one of the two")
             )  # fmt: skip
         varied |= names
-    for it in excludes:
-        for name in sorted(set(it.settings) - varied):
-            problems.append(
-                Problem(
-                    it.where, name, "no axis sets it, so there is nothing to exclude by it",
-                    allowed=", ".join(sorted(varied)),
-                    next_step=_did_you_mean(name, varied) or "take it out",
-                )
-            )  # fmt: skip
+    problems += [
+        Problem(
+            it.where, name, "no axis sets it, so there is nothing to exclude by it",
+            allowed=", ".join(sorted(varied)),
+            next_step=_did_you_mean(name, varied) or "take it out",
+        )
+        for it in excludes
+        for name in sorted(set(it.settings) - varied)
+    ]  # fmt: skip
     if not problems and not axes and not includes:
         problems.append(
             Problem(str(path), "", "names no image", allowed="[axes], [[include]], or both",
@@ -270,13 +270,14 @@ def cells(
 
     """
     problems = _idle_excludes(matrix)
+    once = Once()
     made: dict[str, Cell] = {}
     refused: list[tuple[Assignment, tuple[Problem, ...]]] = []
     for where, chosen in _combinations(matrix):
         own = {**matrix.settings, **chosen}
         try:
             spec = validate.image_spec(
-                applied(settings, own), folder=folder, gpus=gpus, resolve=resolve
+                applied(settings, own), folder=folder, gpus=gpus, resolve=resolve, once=once
             )
         except ConfigError as error:
             if where:

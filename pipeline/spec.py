@@ -10,7 +10,8 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property, lru_cache
+from json.encoder import encode_basestring_ascii
 from typing import Any, Final, Literal, Self
 
 from pydantic import (
@@ -32,6 +33,53 @@ class Frozen(BaseModel):
     """A value: immutable, compared by content, refusing fields it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __copy__(self) -> Self:
+        """Return a copy without what was computed of this one: `model_copy` may change a field."""
+        made = super().__copy__()
+        for name in vars(made).keys() - type(self).model_fields.keys():
+            del vars(made)[name]
+        return made
+
+    @cached_property
+    def canonical(self) -> str:
+        """The canonical JSON, made once for everything that holds this value.
+
+        It is what ``json.dumps`` makes of pydantic's own dump, with sorted keys and no spaces.
+        """
+        return self.canonical_with()
+
+    def canonical_with(self, **instead: str) -> str:
+        """Return the canonical JSON with that of some fields replaced; an empty one is left out."""
+        parts = [
+            f"{name}:{instead[field] if field in instead else _json(getattr(self, field))}"
+            for field, name in _shaping(type(self))
+            if instead.get(field) != ""
+        ]
+        return f"{{{','.join(parts)}}}"
+
+
+@cache
+def _shaping(model: type[Frozen]) -> tuple[tuple[str, str], ...]:
+    """Return the fields that are dumped, sorted, each with its name as JSON."""
+    fields = sorted(name for name, field in model.model_fields.items() if not field.exclude)
+    return tuple((name, encode_basestring_ascii(name)) for name in fields)
+
+
+def _json(value: object) -> str:
+    if isinstance(value, str):
+        return encode_basestring_ascii(value)
+    if isinstance(value, Frozen):
+        return value.canonical
+    if isinstance(value, tuple):
+        return _json_array(value)
+    return json.dumps(value)
+
+
+@lru_cache(4096)
+def _json_array(values: tuple[object, ...]) -> str:
+    """Return the canonical JSON of a tuple; most are long, and in many specs."""
+    return f"[{','.join(map(_json, values))}]"
 
 
 class Arch(Frozen):
@@ -118,6 +166,15 @@ class BaseSpec(Frozen):
     apt_mirror: tuple[str, str] | None = None
     """Text in the apt sources to replace, and its replacement."""
 
+    @cached_property
+    def wherever(self) -> str:
+        """The canonical JSON without where it came from.
+
+        A mirror of apt's serves the same packages, and mmdebstrap installs them into the same
+        distribution.
+        """
+        return self.canonical_with(apt_mirror="", source="", can_bootstrap="")
+
 
 class ReqsFile(Frozen):
     """A file of ``reqs/`` that enters the build, with the hash that puts it into the key."""
@@ -149,6 +206,11 @@ class SourceSpec(Frozen):
         content: dict[str, Any] = serialize(self)
         return content | {"location": "" if self.sha256 else self.public_location}
 
+    @cached_property
+    def canonical(self) -> str:
+        """As for every value, by what the serializer makes of it."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
 
 class ToolchainSpec(Frozen):
     """What compiles: CUDA, the host compiler, and the tools that the torch release builds with."""
@@ -165,6 +227,11 @@ class ToolchainSpec(Frozen):
     """cuDNN and the like from the package index, as pip pins; headers and libraries are in them."""
     blas: Literal["", "mkl", "openblas"]
     """What torch is linked to; empty where only torchvision is compiled."""
+
+    @cached_property
+    def wherever(self) -> str:
+        """The canonical JSON without where its base came from."""
+        return self.canonical_with(base=self.base.wherever)
 
 
 class MagmaSpec(Frozen):
@@ -221,11 +288,9 @@ class WheelSpec(Frozen):
     def key(self) -> str:
         """Sha256 of the canonical JSON of everything that shapes the wheel.
 
-        Where its base came from does not: a mirror of apt's serves the same packages, and
-        mmdebstrap installs them into the same distribution.
+        Where its base came from does not.
         """
-        way = {"apt_mirror", "source", "can_bootstrap"}
-        return _digest(self.model_dump(mode="json", exclude={"toolchain": {"base": way}}))
+        return _digest(self.canonical_with(toolchain=self.toolchain.wherever))
 
 
 class TorchSpec(Frozen):
@@ -285,7 +350,7 @@ class ImageSpec(Frozen):
         """The wheels that are compiled for it, in the order in which one needs the other."""
         return self.torch.compiled if self.torch else ()
 
-    @property
+    @cached_property
     def variant(self) -> str:
         """The readable name: tag stem, test id and what ``--only`` matches."""
         parts: list[str] = [] if self.target == "train" else [self.target + self.ngc]
@@ -301,8 +366,7 @@ class ImageSpec(Frozen):
     def key(self) -> str:
         """Sha256 of the canonical JSON of everything that shapes the image."""
         # The wheels hold the same code whichever GPU they are wanted for.
-        shaping = self.model_dump(mode="json", exclude={"arches"})
-        return _digest(shaping)
+        return _digest(self.canonical_with(arches=""))
 
 
 def without_login(url: str) -> str:
@@ -317,6 +381,5 @@ def sm(arches: Sequence[Arch]) -> str:
     )
 
 
-def _digest(shaping: dict[str, Any]) -> str:
-    canonical = json.dumps(shaping, sort_keys=True, separators=(",", ":"))
+def _digest(canonical: str) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()

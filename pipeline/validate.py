@@ -14,6 +14,7 @@ from pipeline import reqs, validate_ngc
 from pipeline.compat import lookup, rules, toolkit
 from pipeline.compat.tables import Distribution
 from pipeline.errors import ConfigError, Problem
+from pipeline.once import Once
 from pipeline.settings import NAMES, Settings, allowed_values, shown
 from pipeline.spec import Arch, BaseSpec, ImageSpec, Target, TorchSpec
 from pipeline.validate_source import Resolve, Wanted, compiles, unresolved, wheel_specs
@@ -57,21 +58,23 @@ def image_spec(
     resolve: Resolve = unresolved,
     problems: Sequence[Problem] = (),
     wheels_only: bool = False,
+    once: Once | None = None,
 ) -> ImageSpec:
     """Return the image that the settings describe; `target` goes before SERVICE.
 
     `gpus` answers with the compute capabilities of this machine, and is asked if CCA is ``auto``;
     `resolve` with the commit of a branch. With `wheels_only` no image is made of it, so a torch
     that is fetched only to link to need not have code for the wanted architectures.
+    `once` is handed in where many images share what is read and asked.
     `problems` are those that reading the settings found, and are raised along with all others.
 
     Raises:
         ConfigError: every mistake in the settings, in what they mean together, and in ``reqs/``.
 
     """
+    once = once or Once()
     mistakes = _Mistakes(problems)
-    services = allowed_values(NAMES["SERVICE"])
-    if target and target not in services.split(", "):
+    if target and target not in (services := allowed_values(NAMES["SERVICE"])).split(", "):
         mistakes.append(Problem("target", target, "not something to build", allowed=services))
     named = target or settings.service
     kind = _TARGETS.get(named, "train")
@@ -82,7 +85,8 @@ def image_spec(
         else lookup.distribution(settings.linux_distro, settings.distro_version)
     )
     # What NVIDIA compiled, and by which Python, is not to be chosen.
-    arches = [] if kind == "ngc" else _arches(settings, mistakes, gpus)
+    arches, wrong_arches = ((), ()) if kind == "ngc" else once(_arches, settings.cca, gpus)
+    mistakes += wrong_arches
     python = distribution.python if distribution else ""
     if kind != "ngc":
         python = settings.python_version or python
@@ -107,15 +111,17 @@ def image_spec(
         )
     _check_mirrors(settings, mistakes)
     _check_base_image(settings, mistakes)
-    base = _base(settings, mistakes, distribution, torch) if distribution else None
+    base = _base(settings, mistakes, distribution, torch, once) if distribution else None
     if wanted is not None and torch is not None and base is not None and compiles(settings):
-        torch_wheel, vision_wheel, wrong = wheel_specs(settings, wanted, base, folder, resolve)
+        torch_wheel, vision_wheel, wrong = wheel_specs(
+            settings, wanted, base, folder, resolve, once
+        )
         mistakes += wrong
         torch = torch.model_copy(update={"torch_wheel": torch_wheel, "vision_wheel": vision_wheel})
-    shell = _apt(folder / reqs.APT_SHELL, python, mistakes)
-    apt = _apt(folder / reqs.APT_TRAIN, python, mistakes)
-    pip, wrong = reqs.pip_files(folder, reqs.PIP_TRAIN)
-    mistakes += wrong
+    shell, wrong_shell = once(_apt, folder, reqs.APT_SHELL, python)
+    apt, wrong_apt = once(_apt, folder, reqs.APT_TRAIN, python)
+    pip, wrong_pip = once(reqs.pip_files, folder, reqs.PIP_TRAIN)
+    mistakes += (*wrong_shell, *wrong_apt, *wrong_pip)
     written = dict.fromkeys(_as_written(problem, settings) for problem in mistakes)
     found = [*problems, *(problem for problem in written if problem.field not in mistakes.wrong)]
     if found or base is None or distribution is None:
@@ -127,15 +133,15 @@ def image_spec(
         python_from_distribution=python == distribution.python,
         torch=torch,
         ngc=month,
-        arches=tuple(arches),
+        arches=arches,
         mkl=torch is not None and settings.mkl_mode == "include",
         timezone=settings.tz,
         project_root=settings.project_root,
-        shell=tuple(shell),
-        apt=tuple(apt),
+        shell=shell,
+        apt=apt,
         pip=tuple(pip),
         compression=settings.compression,
-        recipe=recipe(folder),
+        recipe=once(recipe, folder),
     )
 
 
@@ -191,42 +197,38 @@ def arch_list(text: str) -> list[Arch]:
     return sorted(each.values(), key=lambda arch: (arch.major, arch.minor, arch.suffix))
 
 
-def _arches(settings: Settings, mistakes: _Mistakes, gpus: Callable[[], list[Arch]]) -> list[Arch]:
+def _arches(
+    text: str, gpus: Callable[[], list[Arch]]
+) -> tuple[tuple[Arch, ...], tuple[Problem, ...]]:
+    """Return the architectures that CCA names, and what is wrong with it."""
     allowed = allowed_values(NAMES["CCA"])
-    if settings.cca.lower() == "auto":
-        found = gpus()
-        if not found:
-            mistakes.append(
-                Problem(
-                    "CCA",
-                    settings.cca,
-                    "no NVIDIA driver answers on this machine",
-                    allowed=allowed,
-                    next_step="name the compute capability of the GPU that will run the image",
-                    source="https://developer.nvidia.com/cuda-gpus",
-                )
-            )
-        return found
-    words = {word.partition("+")[0].lower() for word in settings.cca.replace(";", " ").split()}
-    if not words.isdisjoint({"all", "common"}):
-        mistakes.append(
-            Problem(
-                "CCA",
-                settings.cca,
-                "one image for every architecture is what the official wheels are; name the GPUs",
-                allowed=allowed,
-                next_step="leave CCA empty with BUILD_MODE=exclude to take the wheels as they are",
-            )
+    if text.lower() == "auto":
+        found = tuple(gpus())
+        problem = Problem(
+            "CCA",
+            text,
+            "no NVIDIA driver answers on this machine",
+            allowed=allowed,
+            next_step="name the compute capability of the GPU that will run the image",
+            source="https://developer.nvidia.com/cuda-gpus",
         )
-        return []
+        return found, () if found else (problem,)
+    words = {word.partition("+")[0].lower() for word in text.replace(";", " ").split()}
+    if not words.isdisjoint({"all", "common"}):
+        problem = Problem(
+            "CCA",
+            text,
+            "one image for every architecture is what the official wheels are; name the GPUs",
+            allowed=allowed,
+            next_step="leave CCA empty with BUILD_MODE=exclude to take the wheels as they are",
+        )
+        return (), (problem,)
     try:
-        arches = arch_list(settings.cca)
+        arches = tuple(arch_list(text))
     except ValueError as error:
-        mistakes.append(Problem("CCA", settings.cca, str(error), allowed=allowed))
-        return []
-    unknown = [problem for arch in arches if (problem := lookup.known_arch(arch))]
-    mistakes += unknown
-    return [] if unknown else arches
+        return (), (Problem("CCA", text, str(error), allowed=allowed),)
+    unknown = tuple(it for arch in arches if (it := lookup.known_arch(arch)))
+    return (() if unknown else arches), unknown
 
 
 def _check_python(
@@ -244,7 +246,7 @@ def _wanted(
     settings: Settings,
     mistakes: _Mistakes,
     python: str,
-    arches: list[Arch],
+    arches: tuple[Arch, ...],
     distribution: Distribution,
 ) -> Wanted | None:
     """Return which torch and torchvision are wanted, wherever they come from."""
@@ -254,7 +256,7 @@ def _wanted(
         return None
     vision = _version(settings, "TORCHVISION") or release.vision
     cuda = settings.cuda_version or release.wheel.cuda
-    return Wanted(release, vision, cuda, tuple(arches), python, distribution)
+    return Wanted(release, vision, cuda, arches, python, distribution)
 
 
 def _torch(
@@ -324,6 +326,7 @@ def _base(
     mistakes: _Mistakes,
     distribution: Distribution,
     torch: TorchSpec | None,
+    once: Once,
 ) -> BaseSpec:
     image = distribution.image
     # The simple target stands on the plain distribution: it has no torch and assumes no CUDA.
@@ -377,28 +380,29 @@ def _base(
                 allowed="auto, image, archive",
             )
         )
-    return BaseSpec(
+    sha256, wrong = once(_sha256, archive) if archive else ("", ())
+    mistakes += wrong
+    return once(
+        BaseSpec,
         distribution=distribution.name,
         version=distribution.version,
         codename=distribution.codename,
         image=settings.base_image or image,
         source=settings.base_source,
         can_bootstrap=distribution.bootstrap and not settings.base_image and not flavor,
-        archive_sha256=_sha256(Path(archive), mistakes) if archive else "",
+        archive_sha256=sha256,
         apt_mirror=(settings.deb_old, settings.deb_new) if settings.deb_new else None,
     )
 
 
-def _sha256(archive: Path, mistakes: _Mistakes) -> str:
+def _sha256(archive: str) -> tuple[str, tuple[Problem, ...]]:
     try:
-        with archive.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with Path(archive).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest(), ()
     except OSError as error:
-        mistakes.append(
-            Problem("BASE_ARCHIVE", str(archive), f"cannot be read: {error.strerror}",
-                    allowed="a file that holds an OCI archive")
-        )  # fmt: skip
-        return ""
+        problem = Problem("BASE_ARCHIVE", archive, f"cannot be read: {error.strerror}",
+                          allowed="a file that holds an OCI archive")  # fmt: skip
+        return "", (problem,)
 
 
 _INDEXES = ("INDEX_URL", "EXTRA_INDEX_URL", "PYTORCH_INDEX_URL")
@@ -464,19 +468,17 @@ def _check_base_image(settings: Settings, mistakes: _Mistakes) -> None:
         )
 
 
-def _apt(path: Path, python: str, mistakes: _Mistakes) -> list[str]:
+def _apt(folder: Path, name: str, python: str) -> tuple[tuple[str, ...], tuple[Problem, ...]]:
+    path = folder / name
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        mistakes.append(
-            Problem(str(path), "", f"cannot be read: {reason}",
-                    next_step=f"run from a checkout, or create an empty {path}")
-        )  # fmt: skip
-        return []
+        problem = Problem(str(path), "", f"cannot be read: {reason}",
+                          next_step=f"run from a checkout, or create an empty {path}")  # fmt: skip
+        return (), (problem,)
     packages, wrong = reqs.apt_packages(text, python=python or "3.13", file=str(path))
-    mistakes += wrong
-    return packages
+    return tuple(packages), tuple(wrong)
 
 
 def recipe(folder: Path) -> str:
