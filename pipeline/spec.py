@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from json.encoder import encode_basestring_ascii
+from operator import attrgetter
 from typing import Any, Final, Literal, Self
 
 from pydantic import (
@@ -49,37 +51,49 @@ class Frozen(BaseModel):
         """
         return self.canonical_with()
 
-    def canonical_with(self, **instead: str) -> str:
-        """Return the canonical JSON with that of some fields replaced; an empty one is left out."""
-        parts = [
-            f"{name}:{instead[field] if field in instead else _json(getattr(self, field))}"
-            for field, name in _shaping(type(self))
-            if instead.get(field) != ""
-        ]
-        return f"{{{','.join(parts)}}}"
+    def canonical_with(self, *without: str, **instead: str) -> str:
+        """Return the canonical JSON without some fields, and with that of others replaced."""
+        form = _form(type(self), without)
+        parts = [_json(value) for value in form.values(self)]
+        for name, text in instead.items():
+            parts[form.places[name]] = text
+        return form.template % tuple(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How the canonical JSON of a model is put together."""
+
+    values: Callable[[Frozen], tuple[object, ...]]
+    places: Mapping[str, int]
+    template: str
 
 
 @cache
-def _shaping(model: type[Frozen]) -> tuple[tuple[str, str], ...]:
-    """Return the fields that are dumped, sorted, each with its name as JSON."""
-    fields = sorted(name for name, field in model.model_fields.items() if not field.exclude)
-    return tuple((name, encode_basestring_ascii(name)) for name in fields)
+def _form(model: type[Frozen], without: tuple[str, ...]) -> _Form:
+    names = sorted(
+        name
+        for name, field in model.model_fields.items()
+        if not field.exclude and name not in without
+    )
+    template = ",".join(f"{json.dumps(name)}:%s" for name in names)
+    return _Form(attrgetter(*names), {name: at for at, name in enumerate(names)}, f"{{{template}}}")
 
 
 def _json(value: object) -> str:
-    if isinstance(value, str):
+    if type(value) is str:
         return encode_basestring_ascii(value)
     if isinstance(value, Frozen):
         return value.canonical
+    return _json_of(value)
+
+
+@lru_cache(4096, typed=True)
+def _json_of(value: object) -> str:
+    """Return the canonical JSON of what is no model; tuples are long, and in many specs."""
     if isinstance(value, tuple):
-        return _json_array(value)
+        return f"[{','.join(map(_json, value))}]"
     return json.dumps(value)
-
-
-@lru_cache(4096)
-def _json_array(values: tuple[object, ...]) -> str:
-    """Return the canonical JSON of a tuple; most are long, and in many specs."""
-    return f"[{','.join(map(_json, values))}]"
 
 
 class Arch(Frozen):
@@ -173,7 +187,7 @@ class BaseSpec(Frozen):
         A mirror of apt's serves the same packages, and mmdebstrap installs them into the same
         distribution.
         """
-        return self.canonical_with(apt_mirror="", source="", can_bootstrap="")
+        return self.canonical_with("apt_mirror", "source", "can_bootstrap")
 
 
 class ReqsFile(Frozen):
@@ -358,15 +372,14 @@ class ImageSpec(Frozen):
         if self.torch is not None:
             cuda = "".join(self.torch.cuda.split(".")[:2])
             parts += [f"torch{self.torch.version}", f"cu{cuda}"]
-            if self.compiled:
-                parts.append(sm(self.compiled[0].arches))
+            parts += [sm(wheel.arches) for wheel in self.compiled[:1]]
         return "-".join([*parts, self.base.codename])
 
     @cached_property
     def key(self) -> str:
         """Sha256 of the canonical JSON of everything that shapes the image."""
         # The wheels hold the same code whichever GPU they are wanted for.
-        return _digest(self.canonical_with(arches=""))
+        return _digest(self.canonical_with("arches"))
 
 
 def without_login(url: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TypeVar
@@ -30,9 +31,9 @@ class _Mistakes(list[Problem]):
     those is none of the user's mistakes.
     """
 
-    def __init__(self, wrong: Sequence[Problem] = ()) -> None:
+    def __init__(self, wrong: frozenset[str]) -> None:
         super().__init__()
-        self.wrong = frozenset(problem.field for problem in wrong)
+        self.wrong = wrong
 
     def guess(self, *names: str) -> bool:
         """Say whether one of these settings is not as the user wrote it."""
@@ -73,11 +74,84 @@ def image_spec(
 
     """
     once = once or Once()
-    mistakes = _Mistakes(problems)
+    mistakes = _Mistakes(frozenset(problem.field for problem in problems))
     if target and target not in (services := allowed_values(NAMES["SERVICE"])).split(", "):
         mistakes.append(Problem("target", target, "not something to build", allowed=services))
-    named = target or settings.service
-    kind = _TARGETS.get(named, "train")
+    kind = _TARGETS.get(target or settings.service, "train")
+    below = once.reading(
+        _below,
+        settings,
+        "train" if kind == "devel" else kind,
+        folder,
+        gpus,
+        resolve,
+        once,
+        wrong=mistakes.wrong,
+        wheels_only=wheels_only,
+    )
+    mistakes += below.problems
+    if kind == "devel" and kind_of(settings, "TORCH") == "index":
+        mistakes.append(
+            Problem(
+                "BUILD_MODE",
+                settings.build_mode,
+                "the devel image holds what compiles torch, and this torch is not compiled",
+                allowed="include",
+                next_step="set BUILD_MODE=include, or TORCH_SOURCE",
+            )
+        )
+    shell, wrong_shell = once(_apt, folder, reqs.APT_SHELL, below.python)
+    apt, wrong_apt = once(_apt, folder, reqs.APT_TRAIN, below.python)
+    pip, wrong_pip = once(reqs.pip_files, folder, reqs.PIP_TRAIN)
+    mistakes += (*wrong_shell, *wrong_apt, *wrong_pip)
+    written = dict.fromkeys(_as_written(problem, settings) for problem in mistakes)
+    found = [*problems, *(problem for problem in written if problem.field not in mistakes.wrong)]
+    if found or below.base is None or below.distribution is None:
+        raise ConfigError(found)
+    return ImageSpec(
+        target=kind,
+        base=below.base,
+        python=below.python,
+        python_from_distribution=below.python == below.distribution.python,
+        torch=below.torch,
+        ngc=below.month,
+        arches=below.arches,
+        mkl=below.torch is not None and settings.mkl_mode == "include",
+        timezone=settings.tz,
+        project_root=settings.project_root,
+        shell=shell,
+        apt=apt,
+        pip=tuple(pip),
+        compression=settings.compression,
+        recipe=once(recipe, folder),
+    )
+
+
+@dataclass(frozen=True)
+class _Below:
+    """What an image has below its packages, and what is wrong with that."""
+
+    distribution: Distribution | None
+    base: BaseSpec | None
+    month: str
+    python: str
+    arches: tuple[Arch, ...]
+    torch: TorchSpec | None
+    problems: tuple[Problem, ...]
+
+
+def _below(
+    settings: Settings,
+    kind: Target,
+    folder: Path,
+    gpus: Callable[[], list[Arch]],
+    resolve: Resolve,
+    once: Once,
+    *,
+    wrong: frozenset[str],
+    wheels_only: bool,
+) -> _Below:
+    mistakes = _Mistakes(wrong)
     month = (mistakes.unless(validate_ngc.month(settings)) or "") if kind == "ngc" else ""
     distribution = mistakes.unless(
         validate_ngc.distribution(settings, month)
@@ -98,51 +172,21 @@ def image_spec(
     elif distribution is not None:
         wanted = _wanted(settings, mistakes, python, arches, distribution)
         if wanted is not None:
-            torch = _torch(settings, mistakes, wanted, wheels_only=wheels_only)
-    if kind == "devel" and kind_of(settings, "TORCH") == "index":
-        mistakes.append(
-            Problem(
-                "BUILD_MODE",
-                settings.build_mode,
-                "the devel image holds what compiles torch, and this torch is not compiled",
-                allowed="include",
-                next_step="set BUILD_MODE=include, or TORCH_SOURCE",
-            )
-        )
-    _check_mirrors(settings, mistakes)
+            torch = _torch(settings, mistakes, wanted, once, wheels_only=wheels_only)
+    mistakes += once.reading(_check_mirrors, settings, wrong)
     _check_base_image(settings, mistakes)
-    base = _base(settings, mistakes, distribution, torch, once) if distribution else None
+    base = None
+    if distribution is not None:
+        cuda = None if torch is None else torch.cuda
+        base, wrong_base = once.reading(_base, settings, wrong, distribution, cuda, once)
+        mistakes += wrong_base
     if wanted is not None and torch is not None and base is not None and compiles(settings):
-        torch_wheel, vision_wheel, wrong = wheel_specs(
+        torch_wheel, vision_wheel, wrong_wheels = wheel_specs(
             settings, wanted, base, folder, resolve, once
         )
-        mistakes += wrong
+        mistakes += wrong_wheels
         torch = torch.model_copy(update={"torch_wheel": torch_wheel, "vision_wheel": vision_wheel})
-    shell, wrong_shell = once(_apt, folder, reqs.APT_SHELL, python)
-    apt, wrong_apt = once(_apt, folder, reqs.APT_TRAIN, python)
-    pip, wrong_pip = once(reqs.pip_files, folder, reqs.PIP_TRAIN)
-    mistakes += (*wrong_shell, *wrong_apt, *wrong_pip)
-    written = dict.fromkeys(_as_written(problem, settings) for problem in mistakes)
-    found = [*problems, *(problem for problem in written if problem.field not in mistakes.wrong)]
-    if found or base is None or distribution is None:
-        raise ConfigError(found)
-    return ImageSpec(
-        target=kind,
-        base=base,
-        python=python,
-        python_from_distribution=python == distribution.python,
-        torch=torch,
-        ngc=month,
-        arches=arches,
-        mkl=torch is not None and settings.mkl_mode == "include",
-        timezone=settings.tz,
-        project_root=settings.project_root,
-        shell=shell,
-        apt=apt,
-        pip=tuple(pip),
-        compression=settings.compression,
-        recipe=once(recipe, folder),
-    )
+    return _Below(distribution, base, month, python, arches, torch, tuple(mistakes))
 
 
 _TARGETS: Mapping[str, Target] = {"devel": "devel", "simple": "simple", "ngc": "ngc"}
@@ -178,6 +222,12 @@ def check_requirements(spec: ImageSpec, folder: Path = reqs.FOLDER) -> None:
         raise ConfigError(problems)
 
 
+@cache
+def _with_ptx(arch: Arch, *, ptx: bool) -> Arch:
+    """Return the architecture with PTX or without, each the same object again."""
+    return arch.model_copy(update={"ptx": ptx})
+
+
 def arch_list(text: str) -> list[Arch]:
     """Return the architectures of a TORCH_CUDA_ARCH_LIST; ValueError naming what is none.
 
@@ -193,7 +243,7 @@ def arch_list(text: str) -> list[Arch]:
         else:
             arches.append(Arch.parse(word))
     with_ptx = {arch.sm for arch in arches if arch.ptx}
-    each = {arch.sm: arch.model_copy(update={"ptx": arch.sm in with_ptx}) for arch in arches}
+    each = {arch.sm: _with_ptx(arch, ptx=arch.sm in with_ptx) for arch in arches}
     return sorted(each.values(), key=lambda arch: (arch.major, arch.minor, arch.suffix))
 
 
@@ -260,7 +310,7 @@ def _wanted(
 
 
 def _torch(
-    settings: Settings, mistakes: _Mistakes, wanted: Wanted, *, wheels_only: bool
+    settings: Settings, mistakes: _Mistakes, wanted: Wanted, once: Once, *, wheels_only: bool
 ) -> TorchSpec | None:
     """Return torch as it is fetched, or the frame for what is compiled."""
     release, cuda = wanted.release, wanted.cuda
@@ -279,7 +329,8 @@ def _torch(
                 release, wanted.python, cuda, wanted.arches, wanted.distribution
             )
             mistakes += (problem for problem in found if problem.field != about_python)
-        return TorchSpec(
+        return once(
+            TorchSpec,
             version=release.version,
             vision=wanted.vision,
             cuda=".".join(cuda.split(".")[:2]),
@@ -294,7 +345,8 @@ def _torch(
     wheel = rules.wheel_for(release, cuda)
     if isinstance(wheel, Problem):
         return None
-    return TorchSpec(
+    return once(
+        TorchSpec,
         version=release.version,
         vision=wanted.vision,
         cuda=wheel.cuda,
@@ -314,26 +366,30 @@ def _asked(settings: Settings, package: str) -> tuple[str, str]:
     With BUILD_MODE=exclude a wheel's version goes before a tag, as in the original, whatever else
     is compiled.
     """
-    names = [f"{package}_VERSION_TAG", f"{package}_VERSION"]
-    if settings.build_mode == "exclude":
-        names.reverse()
-    values = {name: str(getattr(settings, name.lower())) for name in names}
-    return next((it for it in values.items() if it[1]), (f"{package}_VERSION_TAG", ""))
+    tag = f"{package}_VERSION_TAG"
+    names = (tag, f"{package}_VERSION")
+    for name in reversed(names) if settings.build_mode == "exclude" else names:
+        if value := str(getattr(settings, name.lower())):
+            return name, value
+    return tag, ""
 
 
 def _base(
     settings: Settings,
-    mistakes: _Mistakes,
+    wrong: frozenset[str],
     distribution: Distribution,
-    torch: TorchSpec | None,
+    cuda: str | None,
     once: Once,
-) -> BaseSpec:
+) -> tuple[BaseSpec, tuple[Problem, ...]]:
+    """Return what an image stands on, with torch for this CUDA or without; and what is wrong."""
+    mistakes = _Mistakes(wrong)
     image = distribution.image
     # The simple target stands on the plain distribution: it has no torch and assumes no CUDA.
-    flavor = settings.image_flavor if torch is not None else ""
-    if flavor and torch is not None:
-        cuda = settings.cuda_version or torch.cuda
-        answer = toolkit.nvidia_image(cuda, settings.cudnn_version, flavor, distribution)
+    flavor = settings.image_flavor if cuda is not None else ""
+    if flavor and cuda is not None:
+        answer = toolkit.nvidia_image(
+            settings.cuda_version or cuda, settings.cudnn_version, flavor, distribution
+        )
         image = mistakes.unless(answer) or ""
     if flavor in {"runtime", "devel"}:
         mistakes.append(
@@ -380,10 +436,9 @@ def _base(
                 allowed="auto, image, archive",
             )
         )
-    sha256, wrong = once(_sha256, archive) if archive else ("", ())
-    mistakes += wrong
-    return once(
-        BaseSpec,
+    sha256, unreadable = once(_sha256, archive) if archive else ("", ())
+    mistakes += unreadable
+    base = BaseSpec(
         distribution=distribution.name,
         version=distribution.version,
         codename=distribution.codename,
@@ -393,6 +448,7 @@ def _base(
         archive_sha256=sha256,
         apt_mirror=(settings.deb_old, settings.deb_new) if settings.deb_new else None,
     )
+    return base, tuple(mistakes)
 
 
 def _sha256(archive: str) -> tuple[str, tuple[Problem, ...]]:
@@ -408,7 +464,8 @@ def _sha256(archive: str) -> tuple[str, tuple[Problem, ...]]:
 _INDEXES = ("INDEX_URL", "EXTRA_INDEX_URL", "PYTORCH_INDEX_URL")
 
 
-def _check_mirrors(settings: Settings, mistakes: _Mistakes) -> None:
+def _check_mirrors(settings: Settings, wrong: frozenset[str]) -> list[Problem]:
+    mistakes = _Mistakes(wrong)
     together = bool(settings.deb_old) == bool(settings.deb_new)
     if not together and not mistakes.guess("DEB_OLD", "DEB_NEW"):
         mistakes.append(
@@ -430,7 +487,7 @@ def _check_mirrors(settings: Settings, mistakes: _Mistakes) -> None:
             )
         )
     if not settings.trusted_host or mistakes.guess(*_INDEXES):
-        return
+        return mistakes
     schemes = {
         url.partition("://")[0]
         for url in (getattr(settings, name.lower()) for name in _INDEXES)
@@ -448,6 +505,7 @@ def _check_mirrors(settings: Settings, mistakes: _Mistakes) -> None:
                 "(update-ca-certificates); builds trust what the machine trusts",
             )
         )
+    return mistakes
 
 
 def _check_base_image(settings: Settings, mistakes: _Mistakes) -> None:

@@ -120,16 +120,26 @@ def wheel_specs(
 ) -> tuple[WheelSpec | None, WheelSpec | None, list[Problem]]:
     """Return the wheels of torch and torchvision that are compiled, and every mistake."""
     problems: list[Problem] = []
+
+    def source_of(part: str, version: str) -> SourceSpec | None:
+        found, wrong = once.reading(
+            _source, settings, part, version, wanted.distribution, resolve, once
+        )
+        problems.extend(wrong)
+        return found
+
     torch_source = vision_source = None
     if compiles_torch := kind(settings, "TORCH") != "index":
-        torch_source = _source(
-            settings, "TORCH", wanted.release.version, wanted, resolve, problems, once
-        )
+        torch_source = source_of("TORCH", wanted.release.version)
     if kind(settings, "VISION") != "index":
-        vision_source = _source(settings, "VISION", wanted.vision, wanted, resolve, problems, once)
+        vision_source = source_of("VISION", wanted.vision)
+    libraries = magma = None
+    reason = ""
     if compiles_torch and settings.torch_flags:
         problems += flags.check(flags.parse(settings.torch_flags))
-    libraries = _libraries(wanted, problems) if compiles_torch else None
+    if compiles_torch:
+        libraries, wrong = once(_libraries, wanted.release, wanted.cuda, wanted.arches)
+        problems += wrong
     toolchain, wrong = once(
         _toolchain,
         settings.cuda_source,
@@ -144,9 +154,18 @@ def wheel_specs(
         libraries,
     )
     problems += wrong
-    magma, reason = (
-        _magma(settings, wanted, resolve, problems, once) if compiles_torch else (None, "")
-    )
+    if compiles_torch:
+        magma, reason, wrong = once.reading(
+            _magma,
+            settings,
+            wanted.release,
+            wanted.cuda,
+            wanted.distribution,
+            wanted.arches,
+            resolve,
+            once,
+        )
+        problems += wrong
     # What is written and names none has been refused already.
     if not wanted.arches and not settings.cca.strip(" ;"):
         problems.append(source.no_arches())
@@ -193,15 +212,14 @@ def wheel_specs(
     return torch_wheel, vision_wheel, problems
 
 
-def _libraries(wanted: Wanted, problems: list[Problem]) -> source.Libraries | None:
-    cuda = lookup.cuda_release(wanted.cuda)
+def _libraries(
+    torch: TorchRelease, cuda: str, arches: tuple[Arch, ...]
+) -> tuple[source.Libraries | None, tuple[Problem, ...]]:
+    release = lookup.cuda_release(cuda)
     # That a GPU is too old for this CUDA has been said; it need not be too old for its cuDNN too.
-    arches = [it for it in wanted.arches if isinstance(cuda, Problem) or it.number in cuda.archs]
-    found = source.libraries(wanted.release, wanted.cuda, arches)
-    if isinstance(found, Problem):
-        problems.append(found)
-        return None
-    return found
+    able = [it for it in arches if isinstance(release, Problem) or it.number in release.archs]
+    found = source.libraries(torch, cuda, able)
+    return (None, (found,)) if isinstance(found, Problem) else (found, ())
 
 
 def _torch_flags(
@@ -236,32 +254,27 @@ def _source(
     settings: Settings,
     part: str,
     version: str,
-    wanted: Wanted,
+    distribution: Distribution,
     resolve: Resolve,
-    problems: list[Problem],
     once: Once,
-) -> SourceSpec | None:
-    """Return the source of a part; adds to `problems` and returns None if it names none."""
+) -> tuple[SourceSpec | None, tuple[Problem, ...]]:
+    """Return the source of a part, None if it names none, and what is wrong with it."""
     how = kind(settings, part)
     if other := _of_another_version(settings, part, how, version):
-        problems.append(other)
-        return None
+        return None, (other,)
     url, ref, sha256 = (
         str(getattr(settings, f"{part.lower()}_{name}")) for name in ("url", "ref", "sha256")
     )
     found: SourceSpec | Problem
     if how == "git":
-        found = once(_git, part, url or _UPSTREAM[part], ref or f"v{version}", resolve, once)
+        found = _git(part, url or _UPSTREAM[part], ref or f"v{version}", resolve, once)
     elif how == "archive":
         found = once(_archive, part, url, sha256)
     elif how == "apt":
-        found = once(source.apt_source, wanted.distribution, _PACKAGES[part], version)
+        found = source.apt_source(distribution, _PACKAGES[part], version)
     else:
         found = once(_path, part, url)
-    if isinstance(found, Problem):
-        problems.append(found)
-        return None
-    return found
+    return (None, (found,)) if isinstance(found, Problem) else (found, ())
 
 
 _CHOSEN = "CUDA, Python, compiler and libraries are chosen by it"
@@ -410,37 +423,39 @@ def _toolchain(
 
 
 def _magma(
-    settings: Settings, wanted: Wanted, resolve: Resolve, problems: list[Problem], once: Once
-) -> tuple[MagmaSpec | None, str]:
-    """Return the MAGMA of a torch, None for none, and why."""
+    settings: Settings,
+    torch: TorchRelease,
+    cuda: str,
+    distribution: Distribution,
+    arches: tuple[Arch, ...],
+    resolve: Resolve,
+    once: Once,
+) -> tuple[MagmaSpec | None, str, tuple[Problem, ...]]:
+    """Return the MAGMA of a torch, None for none, and why; and what is wrong with it."""
     choice = source.magma(
-        wanted.release, wanted.cuda, wanted.distribution, settings.magma_source,
-        settings.magma_release, wanted.arches,
-    )  # fmt: skip
+        torch, cuda, distribution, settings.magma_source, settings.magma_release, arches
+    )
     if isinstance(choice, Problem):
-        problems.append(choice)
-        return None, ""
+        return None, "", (choice,)
     if choice.kind == "off":
-        return None, choice.reason
+        return None, choice.reason, ()
     found: SourceSpec | Problem
     if other := _of_another_version(settings, "MAGMA", choice.kind, choice.version):
         found = other
     elif choice.kind == "apt":
-        found = once(SourceSpec, kind="apt", location="libmagma-dev")
+        found = SourceSpec(kind="apt", location="libmagma-dev")
     elif choice.kind == "git":
         ref = settings.magma_ref or f"v{choice.version}"
-        found = once(_git, "MAGMA", settings.magma_url or _UPSTREAM["MAGMA"], ref, resolve, once)
+        found = _git("MAGMA", settings.magma_url or _UPSTREAM["MAGMA"], ref, resolve, once)
     elif settings.magma_url:
         found = once(_archive, "MAGMA", settings.magma_url, settings.magma_sha256)
     else:
-        sha256 = settings.magma_sha256 or choice.sha256
         url = source.MAGMA_ARCHIVE.format(version=choice.version)
-        found = once(_archive, "MAGMA", url, sha256)
+        found = once(_archive, "MAGMA", url, settings.magma_sha256 or choice.sha256)
     if isinstance(found, Problem):
-        problems.append(found)
-        return None, ""
+        return None, "", (found,)
     made = once(MagmaSpec, source=found, version=choice.version, patches=choice.patches)
-    return made, choice.reason
+    return made, choice.reason, ()
 
 
 def recipe(folder: Path) -> str:
