@@ -11,7 +11,7 @@ import itertools
 import json
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,7 @@ from typing import Any, Final
 from pipeline import reqs, tags, validate
 from pipeline.errors import ConfigError, NothingSelected, Problem
 from pipeline.once import Once
-from pipeline.settings import ENGINE, NAMES, START, Settings, group_of, refusal, shown
+from pipeline.settings import ENGINE, NAMES, START, Settings, accepted, group_of, shown
 from pipeline.spec import Arch, ImageSpec
 from pipeline.validate_source import Resolve, unresolved
 
@@ -206,16 +206,16 @@ def _assignment(where: str, content: object, problems: list[Problem]) -> dict[st
     right = {}
     for name, value in content.items():
         field = where if where.endswith(f".{name}") else f"{where}.{name}"
-        wrong = _setting_problem(field, name, value)
-        if wrong:
-            problems.append(wrong)
+        taken = _setting(field, name, value)
+        if isinstance(taken, Problem):
+            problems.append(taken)
         else:
-            right[name] = value
+            right[name] = taken
     return right
 
 
-def _setting_problem(field: str, name: str, value: object) -> Problem | None:
-    """Return why a setting of the file is not one of an image, or does not take the value."""
+def _setting(field: str, name: str, value: object) -> str | Problem:
+    """Return the value of a setting, or why it is none of an image, or does not take the value."""
     if name not in NAMES:
         return Problem(
             field, str(value), "not a setting", allowed="what `python -m pipeline config` lists",
@@ -232,11 +232,11 @@ def _setting_problem(field: str, name: str, value: object) -> Problem | None:
             allowed='a string that is not empty, as "3.10" with its quotes',
             next_step="put it into quotes" if value else "take it out",
         )  # fmt: skip
-    wrong = refusal(name, value)
-    if wrong:
-        why = wrong.why.partition(" (from ")[0]
-        return Problem(field, wrong.value, why, wrong.allowed, wrong.next_step, wrong.source)
-    return None
+    taken = accepted(name, value)
+    if isinstance(taken, Problem):
+        why = taken.why.partition(" (from ")[0]
+        return replace(taken, field=field, why=why)
+    return taken
 
 
 def _wrong_form(where: str, value: object, allowed: str) -> Problem:
@@ -281,7 +281,7 @@ def cells(
             )
         except ConfigError as error:
             if where:
-                problems += [_in_include(where, problem) for problem in error.problems]
+                problems += [replace(it, field=f"{where}.{it.field}") for it in error.problems]
             else:
                 refused.append((chosen, error.problems))
             continue
@@ -358,13 +358,6 @@ def _idle_excludes(matrix: Matrix) -> list[Problem]:
     ]  # fmt: skip
 
 
-def _in_include(where: str, problem: Problem) -> Problem:
-    return Problem(
-        f"{where}.{problem.field}", problem.value, problem.why, problem.allowed,
-        problem.next_step, problem.source,
-    )  # fmt: skip
-
-
 def _refusals(
     matrix: Matrix, refused: Sequence[tuple[Assignment, tuple[Problem, ...]]]
 ) -> list[Problem]:
@@ -433,7 +426,7 @@ def _shared_names(found: Sequence[Cell], settings: Settings) -> list[Problem]:
     problems = []
     by_name: dict[str, list[Cell]] = {}
     for cell in found:
-        image_name = applied_name(cell, settings)
+        image_name = cell.settings.get("IMAGE_NAME", settings.image_name)
         extra = image_name.partition(":")[2]
         by_name.setdefault(cell.variant, []).append(cell)
         if extra:
@@ -456,8 +449,3 @@ def _shared_names(found: Sequence[Cell], settings: Settings) -> list[Problem]:
                 )
             )  # fmt: skip
     return problems
-
-
-def applied_name(cell: Cell, settings: Settings) -> str:
-    """Return the IMAGE_NAME of a cell."""
-    return cell.settings.get("IMAGE_NAME", settings.image_name)
