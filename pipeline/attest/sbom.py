@@ -194,7 +194,7 @@ def _of_wheel(wheel: WheelSpec) -> dict[str, str]:
         "wheel-variant": wheel.variant,
         **_of_source(wheel.source),
         "arches": " ".join(map(str, wheel.arches)),
-        "flags": " ".join(f"{name}={value}" for name, value in wheel.flags),
+        **{f"flag:{name}": value for name, value in wheel.flags},
         "cuda": tools.cuda,
         "gcc": tools.gcc,
         "recipe": wheel.recipe,

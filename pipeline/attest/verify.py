@@ -7,7 +7,7 @@ known by a signature alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -126,6 +126,28 @@ def verify(
     except PublishError as error:
         problem = Problem("registry", str(reference), f"{error.what}: {error.why}")
         raise ProofError(str(reference), [problem], next_step=error.next_step) from error
+
+
+def published(image: str, digests: Sequence[str]) -> Reference:
+    """Return by its digest the image that Docker has under a name; `digests` are Docker's own.
+
+    Raises:
+        ProofError: it is in no registry under that name, as far as Docker knows.
+
+    """
+    name, _, asked = image.partition("@")
+    repository = Reference.parse(name if re.search(r":[^/]+$", name) else f"{name}:any").repository
+    found = [it for it in map(Reference.parse, digests) if it.repository == repository]
+    # Of several, which Docker keeps for one image, the one that was asked for.
+    found.sort(key=lambda it: it.digest != asked)
+    if not found:
+        why = "it was made or loaded here and not pulled, so no registry has a signature of it"
+        raise ProofError(
+            image,
+            [Problem("signature", image, why)],
+            next_step="publish it with REGISTRY and SIGN_KEY, or leave VERIFY_KEY empty",
+        )
+    return found[0]
 
 
 def demand_signature(reference: Reference, key: EllipticCurvePublicKey) -> None:
