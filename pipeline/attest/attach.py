@@ -36,11 +36,14 @@ class Proof:
     def statements(self, subject: Subject) -> dict[str, bytes]:
         """Return by predicate type what is signed: the provenance, and the SBOM in a statement."""
         kind, _, value = subject.digest.partition(":")
+        predicate = json.loads(self.sbom)
         listing = {
             "_type": provenance.STATEMENT,
-            "subject": [{"name": subject.repository, "digest": {kind: value}}],
+            "subject": [
+                {"name": predicate["metadata"]["component"]["name"], "digest": {kind: value}}
+            ],
             "predicateType": sbom.PREDICATE,
-            "predicate": json.loads(self.sbom),
+            "predicate": predicate,
         }
         return {
             provenance.PREDICATE: self.statement,

@@ -47,9 +47,8 @@ def sbom(spec: ImageSpec, subject: Subject, packages: Mapping[str, Any], origin:
         type=ComponentType.CONTAINER,
         bom_ref="image",
         hashes=_hashes(subject.digest.partition(":")[2]),
-        purl=PackageURL(
-            "oci", None, name, subject.digest, {"repository_url": subject.repository.lower()}
-        ),
+        # Without the registry: in a mirror it is the same image, with the same SBOM.
+        purl=PackageURL("oci", None, name, subject.digest),
         properties=_properties(
             {"key": spec.key, "variant": spec.variant, "target": spec.target, "base": origin}
         ),

@@ -121,6 +121,9 @@ sys.stdout.write(sbom.sbom(spec("simple"), SUBJECT, PACKAGES, BASE).decode())
     )
     mine = sbom.sbom(spec("simple"), SUBJECT, PACKAGES, BASE)
     assert other.stdout == mine.decode()
+    # A mirror has it too.
+    mirrored = dataclasses.replace(SUBJECT, repository="localhost:5000/mirror/cresset", tags=())
+    assert sbom.sbom(spec("simple"), mirrored, PACKAGES, BASE) == mine
     another = dataclasses.replace(SUBJECT, digest=f"sha256:{'6' * 64}")
     assert json.loads(mine)["serialNumber"] != json.loads(
         sbom.sbom(spec("simple"), another, PACKAGES, BASE)
@@ -281,7 +284,7 @@ def test_the_sbom_is_signed_in_a_statement_of_its_own() -> None:
     listing = sbom.sbom(spec("simple"), SUBJECT, PACKAGES, BASE)
     statements = Proof(listing, b"{}").statements(SUBJECT)
     read = json.loads(statements["https://cyclonedx.org/bom"])
-    assert read["subject"] == [{"name": SUBJECT.repository, "digest": {"sha256": "5" * 64}}]
+    assert read["subject"] == [{"name": "cresset", "digest": {"sha256": "5" * 64}}]
     assert read["predicate"] == json.loads(listing)
 
 
