@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline import tags
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dagger import Container
 
     from pipeline.attest.attach import Proof
+    from pipeline.attest.attached import Attached
     from pipeline.attest.verify import Verdict
 
 
@@ -101,7 +102,7 @@ def attest_published(
         EngineError, BuildError: it could not be looked into.
 
     """
-    from pipeline.attest import attach, provenance, referrers  # noqa: PLC0415 - as in attest
+    from pipeline.attest import attach, sbom  # noqa: PLC0415 - as in attest
     from pipeline.attest.attached import attached  # noqa: PLC0415
     from pipeline.report import reporting  # noqa: PLC0415
 
@@ -124,16 +125,28 @@ def attest_published(
             labels = labels_of(subject)
             made = Made(origin=labels.get(BASE, ""), arches=labels.get(ARCHES, ""))
             proof = documents(spec, settings, subject, listed, made)
-            summed = referrers.digest_of(proof.sbom).partition(":")[2]
             there = attached(subject.repository, subject.digest)
-            for content in () if again else there.statements:
-                read = provenance.read(content)
-                # One that the image's own build wrote tells more.
-                fits = not isinstance(read, str) and read.is_about(subject.digest)
-                if fits and summed in read.sboms and read.key == spec.key:  # type: ignore[union-attr]
-                    proof = attach.Proof(proof.sbom, content)
-            attach.to_registry(subject, proof, key, report.note)
+            # What the image's own build wrote tells more.
+            before = None if again else _there(there, subject, spec.key, sbom.listed(proof.sbom))
+            attach.to_registry(subject, before or proof, key, report.note)
     return delivered
+
+
+def _there(
+    there: Attached, subject: Subject, key: str, packages: Mapping[str, str]
+) -> Proof | None:
+    """Return what is attached already, if it is of the image, its key and its packages."""
+    from pipeline.attest import attach, provenance, referrers, sbom  # noqa: PLC0415 - as in attest
+
+    for content in there.statements:
+        read = provenance.read(content)
+        if isinstance(read, str) or not read.is_about(subject.digest) or read.key != key:
+            continue
+        for bill in there.sboms:
+            named = referrers.digest_of(bill).partition(":")[2] in read.sboms
+            if named and not sbom.invalid(bill) and sbom.listed(bill) == packages:
+                return attach.Proof(bill, content)
+    return None
 
 
 def labels_of(subject: Subject) -> dict[str, str]:
@@ -183,9 +196,7 @@ def looked_into(verdict: Verdict, settings: Settings) -> Verdict:
         found = packages_of(f"{repository}@{verdict.digest}", target, settings, report)  # type: ignore[arg-type]
     told = sbom.listed(verdict.sbom)
     inside = sbom.references(found)
-    other = sorted(
-        ref for ref in {*told, *inside} if ref != "magma" and told.get(ref) != inside.get(ref)
-    )
+    other = sorted(ref for ref in {*told, *inside} if told.get(ref) != inside.get(ref))
     good = f"{len(inside)} packages, as the SBOM lists them"
     why = f"the SBOM and the image differ in {', '.join(other[:5])}"
     check = Check("packages", passed=not other, told=why if other else good)

@@ -27,6 +27,8 @@ _EMPTY = b"{}"
 _EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 _TRIES = 5
 _CHUNK = 1 << 20
+# An SBOM of a large image has a third of a megabyte.
+_MOST = 64 << 20
 
 Descriptor = dict[str, Any]
 """Media type, digest, size and the like, by their names in JSON."""
@@ -89,8 +91,12 @@ def manifest(repository: str, reference: str) -> Manifest | None:
 
 def blob(repository: str, digest: str) -> bytes | None:
     """Return the bytes of a small blob as they are, None if it is gone; PublishError as above."""
-    content = b"".join(_pieces(repository, digest))
-    return content or None
+    content = bytearray()
+    for piece in _pieces(repository, digest):
+        content += piece
+        if len(content) > _MOST:
+            raise PublishError(f"{repository} has a document of more than {_MOST} bytes: {digest}")
+    return bytes(content) or None
 
 
 def sum_of(repository: str, digest: str) -> tuple[str, int]:

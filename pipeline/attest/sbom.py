@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 MEDIA_TYPE: Final = "application/vnd.cyclonedx+json"
 PREDICATE: Final = "https://cyclonedx.org/bom"
 
+MAGMA: Final = "magma"
 _PREFIX = "dev.cresset:"
+_SOURCE = "source:"
 
 
 def sbom(spec: ImageSpec, subject: Subject, packages: Mapping[str, Any], origin: str) -> bytes:
@@ -67,8 +69,8 @@ def sbom(spec: ImageSpec, subject: Subject, packages: Mapping[str, Any], origin:
     bom.metadata.component = image
     bom.register_dependency(image, parts)
     by_ref = {part.bom_ref.value: part for part in parts}
-    for magma in (it for it in parts if it.bom_ref.value == "magma"):
-        bom.register_dependency(by_ref["pypi:torch"], [magma])
+    if torch := by_ref.get("pypi:torch"):
+        bom.register_dependency(torch, [it for it in parts if it.bom_ref.value == MAGMA])
     made = json.loads(JsonV1Dot6(bom).output_as_string())
     # It would be now, and two of one image would differ.
     made["metadata"].pop("timestamp", None)
@@ -97,9 +99,13 @@ def names(content: bytes) -> str:
 
 
 def listed(content: bytes) -> dict[str, str]:
-    """Return the version of each package that an SBOM lists, by its reference in there."""
+    """Return the version of each package that an SBOM lists, by its reference in there.
+
+    What was compiled into one is left out: nobody can be asked for it inside the image.
+    """
     parts = json.loads(content).get("components", ())
-    return {str(it.get("bom-ref")): str(it.get("version", "")) for it in parts}
+    found = {str(it.get("bom-ref")): str(it.get("version", "")) for it in parts}
+    return {ref: it for ref, it in found.items() if ref != MAGMA and not ref.startswith(_SOURCE)}
 
 
 def references(packages: Mapping[str, Any]) -> dict[str, str]:
@@ -174,13 +180,21 @@ def _npm(packages: Mapping[str, Any]) -> Iterator[Component]:
 
 
 def _linked(spec: ImageSpec) -> Iterator[Component]:
-    """Yield what is compiled into torch and would be in no list of packages."""
+    """Yield what was compiled, or is there to be, and is in no list of packages."""
     from packageurl import PackageURL  # noqa: PLC0415 - as in sbom
 
+    for wheel in spec.compiled if spec.target == "devel" else ():
+        version = wheel.version.partition("+")[0]
+        yield _library(
+            PackageURL("generic", None, wheel.package, version),
+            f"{_SOURCE}{wheel.package}",
+            sha256=wheel.source.sha256,
+            properties=_of_wheel(wheel),
+        )
     for magma in (wheel.magma for wheel in spec.compiled if wheel.magma):
         yield _library(
             PackageURL("generic", None, "magma", magma.version),
-            "magma",
+            MAGMA,
             sha256=magma.source.sha256,
             properties=_of_magma(magma),
         )

@@ -126,6 +126,17 @@ def verify(
     except PublishError as error:
         problem = Problem("registry", str(reference), f"{error.what}: {error.why}")
         raise ProofError(str(reference), [problem], next_step=error.next_step) from error
+    except _MALFORMED as error:
+        raise _malformed(reference, error) from error
+
+
+# Whoever may push decides what form a manifest has.
+_MALFORMED = (LookupError, TypeError, ValueError, AttributeError)
+
+
+def _malformed(reference: Reference, error: Exception) -> ProofError:
+    why = f"a manifest has not the form that OCI gives it: {type(error).__name__} {error}"
+    return ProofError(str(reference), [Problem("manifest", str(reference), why)])
 
 
 def published(image: str, digests: Sequence[str]) -> Reference:
@@ -156,6 +167,8 @@ def demand_signature(reference: Reference, key: EllipticCurvePublicKey) -> None:
         check = _signature(reference.digest, attached(reference.repository, reference.digest), key)
     except PublishError as error:
         check = Check("signature", passed=False, told=f"{error.what}: {error.why}")
+    except _MALFORMED as error:
+        raise _malformed(reference, error) from error
     Verdict(str(reference), reference.digest, (check,)).demand()
 
 
@@ -185,11 +198,11 @@ def _verify(
         checks.append(Check("attached", passed=False, told="; ".join(there.damaged)))
     if key is not None:
         checks.append(_signature(digest, there, key))
-    statement, check = _provenance(digest, there, key)
+    statements, check = _provenance(digest, there, key)
     checks.append(check)
-    content, check = _sbom(digest, there, statement)
+    content, check = _sbom(digest, there, statements)
     checks.append(check)
-    checks += _names(reference, digest, labels, statement)
+    checks += _names(reference, digest, labels, statements)
     if key is None:
         checks.append(_unchecked(there))
     return Verdict(str(reference), digest, tuple(checks), content)
@@ -259,8 +272,11 @@ def _unchecked(there: Attached) -> Check:
 
 def _provenance(
     digest: str, there: Attached, key: EllipticCurvePublicKey | None
-) -> tuple[Statement | None, Check]:
-    """Return the newest provenance that holds; with a key only one that it has signed."""
+) -> tuple[list[Statement], Check]:
+    """Return each provenance that holds, newest first; with a key only what it has signed.
+
+    An image has several that was published again, under more tags perhaps.
+    """
     candidates: set[bytes | None] = set(there.statements)
     if key is not None:
         candidates &= {signing.opened(key, it, provenance.MEDIA_TYPE) for it in there.envelopes}
@@ -275,14 +291,15 @@ def _provenance(
         else:
             good.append(read)
     if not good:
-        return None, Check("provenance", passed=False, told=why)
-    newest = max(good, key=lambda it: it.finished)
-    told = f"by {newest.predicate.run_details.builder.id}"
-    return newest, Check("provenance", passed=True, told=f"{told} {newest.finished}".rstrip())
+        return [], Check("provenance", passed=False, told=why)
+    good.sort(key=lambda it: it.finished, reverse=True)
+    told = f"by {good[0].predicate.run_details.builder.id} {good[0].finished}".rstrip()
+    return good, Check("provenance", passed=True, told=told)
 
 
-def _sbom(digest: str, there: Attached, statement: Statement | None) -> tuple[bytes, Check]:
-    """Return the SBOM, which must be the only one, and the one that the provenance names."""
+def _sbom(digest: str, there: Attached, statements: Sequence[Statement]) -> tuple[bytes, Check]:
+    """Return the SBOM; there must be none that no provenance names."""
+    named = {name for statement in statements for name in statement.sboms}
 
     def failed(told: str) -> tuple[bytes, Check]:
         return b"", Check("SBOM", passed=False, told=told)
@@ -295,7 +312,7 @@ def _sbom(digest: str, there: Attached, statement: Statement | None) -> tuple[by
             return failed(f"it is not as the schema of CycloneDX 1.6 says: {why[:200]}")
         if sbom.names(content) != digest:
             return failed("it is that of another image")
-        if statement is not None and summed not in statement.sboms:
+        if summed not in named:
             return failed(f"sha256 {summed[:_HEX]}… is none that the provenance names")
     content = there.sboms[0]
     told = f"CycloneDX 1.6, {len(sbom.listed(content))} components, named by the provenance"
@@ -303,41 +320,31 @@ def _sbom(digest: str, there: Attached, statement: Statement | None) -> tuple[by
 
 
 def _names(
-    reference: Reference, digest: str, labels: dict[str, str], statement: Statement | None
+    reference: Reference, digest: str, labels: dict[str, str], statements: Sequence[Statement]
 ) -> Iterator[Check]:
     """Check that key, tags and architectures are everywhere the same."""
-    key = labels.get(KEY_LABEL, "")
-    told = statement.key if statement else ""
-    if statement is not None:
-        same = bool(key) and key == told
-        why = f"the label says {key[:_HEX] or 'none'}…, the provenance {told[:_HEX] or 'none'}…"
+    key, arches = labels.get(KEY_LABEL, ""), labels.get(ARCHES, "")
+    for statement in statements[:1]:
+        same = bool(key) and key == statement.key
+        why = f"the label says {key[:_HEX]}…, the provenance {statement.key[:_HEX]}…"
         yield Check("key", passed=same, told=f"{key[:_HEX]}…" if same else why)
+        same = arches == statement.arches
+        why = f"the label says {arches or 'none'}, the provenance {statement.arches or 'none'}"
+        told = arches or "no GPU code of ours"
+        yield Check("architectures", passed=same, told=told if same else why)
     if reference.tag:
-        yield from _tags(reference, digest, f"key-{key}", statement)
-    if statement is not None:
-        arches, built = labels.get(ARCHES, ""), statement.arches
-        why = f"the label says {arches or 'none'}, the provenance {built or 'none'}"
-        yield Check(
-            "architectures",
-            passed=arches == built,
-            told=(arches or "no GPU code of ours") if arches == built else why,
-        )
+        published = {tag for statement in statements for tag in statement.tags}
+        yield _tag(reference, digest, f"key-{key}", published)
 
 
-def _tags(
-    reference: Reference, digest: str, key_tag: str, statement: Statement | None
-) -> Iterator[Check]:
+def _tag(reference: Reference, digest: str, key_tag: str, published: set[str]) -> Check:
     """Check that a tag leads to the image, and that the image was published under it."""
     for tag in (reference.tag, key_tag):
         now = referrers.manifest(reference.repository, tag)
         if now is None or now.digest != digest:
             leads = f"leads to {now.digest}" if now else "is not there"
-            yield Check("tag", passed=False, told=f"{tag} {leads}")
-            return
-    if statement is not None and reference.tag not in statement.tags:
-        told = f"{reference.tag} leads here, and the image was published as " + ", ".join(
-            statement.tags
-        )
-        yield Check("tag", passed=False, told=told)
-        return
-    yield Check("tag", passed=True, told=f"{reference.tag} and its key's tag lead here")
+            return Check("tag", passed=False, told=f"{tag} {leads}")
+    if published and reference.tag not in published:
+        told = f"{reference.tag} leads here, and the image was published as "
+        return Check("tag", passed=False, told=told + ", ".join(sorted(published, reverse=True)))
+    return Check("tag", passed=True, told=f"{reference.tag} and its key's tag lead here")

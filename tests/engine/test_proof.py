@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.attest import provenance, referrers, sbom, signing
+from pipeline.attest import attach, provenance, referrers, sbom, signing
 from pipeline.attest.attached import attached
+from pipeline.attest.subject import Subject
+from pipeline.errors import PublishError
 from tests import services
 from tests.engine.conftest import Checkout, Ran, small_checkout
 
@@ -165,7 +167,7 @@ def test_a_build_attaches_what_proves_the_image(
     checks = {it["name"]: it["told"] for it in ran.json["checks"]}
     figure(f"verify --deep: {ran.seconds:.1f} s; {checks['layers']}; {checks['SBOM']}")
     assert list(checks) == ["manifest", "config", "labels", "layers", "signature", "provenance",
-                            "SBOM", "key", "tag", "architectures", "packages"]  # fmt: skip
+                            "SBOM", "key", "architectures", "tag", "packages"]  # fmt: skip
     assert ran.json["digest"] == original.digest
 
     there = attached(original.repository, original.digest)
@@ -230,6 +232,39 @@ def test_cosign_verifies_what_is_signed_here(original: Published) -> None:
         assert json.loads(statement)["predicateType"] == predicate
     unsigned = cosign("verify", *offline, f"{original.repository}@{original.unsigned}")
     assert unsigned.returncode != 0
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_in_a_workflow_cosign_signs_as_the_workflow(
+    image: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    """By a stand-in for cosign, which notes how it is called: the real one needs sigstore's net."""
+    notes = tmp_path / "notes"
+    program = tmp_path / "cosign"
+    program.write_text(
+        f'#!/bin/sh\necho "$@" >> {notes}\necho no such token >&2\nexit {0 if works else 1}\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    subject = Subject(image.repository, image.digest, (TAG,))
+    there = attached(image.repository, image.digest)
+    identity = {"ACTIONS_ID_TOKEN_REQUEST_URL": "https://token.example"}
+    proof = attach.Proof(*there.sboms, *there.statements)
+    if not works:
+        with pytest.raises(PublishError, match="no such token"):
+            attach.to_registry(subject, proof, None, print, environ=identity)
+        return
+    attach.to_registry(subject, proof, None, print, environ={})
+    assert not notes.exists(), "without a token nobody could sign"
+    attach.to_registry(subject, proof, None, print, environ=identity)
+    ref = f"{image.repository}@{image.digest}"
+    sign, *attest = notes.read_text().splitlines()
+    assert sign == f"sign --yes {ref}"
+    assert [it.split()[:4] for it in attest] == [
+        ["attest", "--yes", "--type", provenance.PREDICATE],
+        ["attest", "--yes", "--type", sbom.PREDICATE],
+    ]
+    assert all(it.endswith(ref) for it in attest)
 
 
 def test_everybody_who_attaches_at_once_is_listed(image: Published) -> None:

@@ -107,6 +107,18 @@ def test_the_sbom_tells_how_wheels_were_compiled(compiled: ImageSpec) -> None:
     assert b"secret" not in content
 
 
+def test_the_sbom_of_devel_lists_the_source_that_is_there_to_be_compiled() -> None:
+    it = spec("devel", **{**COMPILED, "torch_url": ""})
+    content = sbom.sbom(it, SUBJECT, PACKAGES | {"python": []}, BASE)
+    assert sbom.invalid(content) == ""
+    source = parts(content)["source:torch"]
+    assert source["version"] == "2.6.0"
+    assert told(source)["source-location"] == "https://github.com/pytorch/pytorch.git"
+    assert "magma" in parts(content)
+    # Nobody finds it by asking for packages.
+    assert not {"magma", "source:torch"} & sbom.listed(content).keys()
+
+
 def test_one_image_has_one_sbom() -> None:
     program = """
 import json, sys
