@@ -73,25 +73,30 @@ def to_registry(
             next_step="deliver it first, with `python -m pipeline build-only`",
         )
     there = attached(repository, digest)
+    entries: list[Descriptor] = []
     for content, media_type, known, name in (
         (proof.sbom, sbom.MEDIA_TYPE, there.sboms, "SBOM"),
         (proof.statement, provenance.MEDIA_TYPE, there.statements, "provenance"),
     ):
         if content not in known:
             layer = referrers.push_blob(repository, content, media_type)
-            referrers.attach(repository, image.descriptor, media_type, [layer])
+            entries += referrers.attach(repository, image.descriptor, media_type, [layer])
             say(f"{name}: {len(content) / 1e3:.0f} kB attached")
     if key is not None:
-        _sign(subject, image, proof, key, there)
+        entries += _sign(subject, image, proof, key, there)
         say("signed by the key of SIGN_KEY")
-    elif (cosign := shutil.which("cosign")) and _has_identity(environ):
+    if entries:
+        referrers.enlist(repository, digest, entries)
+    if key is None and (cosign := shutil.which("cosign")) and _has_identity(environ):
         _sign_keyless(cosign, subject, proof)
         say("signed by cosign, as this run of the workflow")
 
 
 def _sign(
     subject: Subject, image: Manifest, proof: Proof, key: EllipticCurvePrivateKey, there: Attached
-) -> None:
+) -> list[Descriptor]:
+    """Sign what is not signed by the key; return what is to be enlisted."""
+    entries: list[Descriptor] = []
     public, repository = key.public_key(), subject.repository
     payload = signing.payload(repository, subject.digest)
     if not any(
@@ -100,7 +105,7 @@ def _sign(
     ):
         layer = referrers.push_blob(repository, payload, signing.PAYLOAD_TYPE)
         layer["annotations"] = {signing.SIGNATURE: signing.sign(key, payload)}
-        _add(repository, image, signing.ARTIFACT_TYPE, [layer], SIGNATURES)
+        entries += _add(repository, image, signing.ARTIFACT_TYPE, [layer], SIGNATURES)
     known = {
         signing.opened(public, envelope, provenance.MEDIA_TYPE) for envelope in there.envelopes
     }
@@ -112,12 +117,13 @@ def _sign(
             layer["annotations"] = {signing.SIGNATURE: "", "predicateType": predicate}
             layers.append(layer)
     if layers:
-        _add(repository, image, signing.ENVELOPE_TYPE, layers, ENVELOPES)
+        entries += _add(repository, image, signing.ENVELOPE_TYPE, layers, ENVELOPES)
+    return entries
 
 
 def _add(
     repository: str, image: Manifest, artifact_type: str, layers: list[Descriptor], suffix: str
-) -> None:
+) -> list[Descriptor]:
     """Attach layers beside those that cosign's tag has already, for others have signed too."""
     tag = referrers.tag_of(image.digest, suffix)
     before = referrers.manifest(repository, tag)
@@ -130,7 +136,9 @@ def _add(
         "rootfs": {"type": "layers", "diff_ids": [it["digest"] for it in layers]},
     }
     config = referrers.push_blob(repository, json.dumps(about).encode(), _CONFIG_TYPE)
-    referrers.attach(repository, image.descriptor, artifact_type, layers, config=config, tag=tag)
+    return referrers.attach(
+        repository, image.descriptor, artifact_type, layers, config=config, tag=tag
+    )
 
 
 def _has_identity(environ: Mapping[str, str]) -> bool:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -26,6 +28,8 @@ _DOCKER = (
 _EMPTY = b"{}"
 _EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 _TRIES = 5
+# Longer than a registry takes between the read and the write of another client.
+_SETTLED_SECONDS = 0.7
 _CHUNK = 1 << 20
 # An SBOM of a large image has a third of a megabyte.
 _MOST = 64 << 20
@@ -146,10 +150,11 @@ def attach(
     config: Descriptor | None = None,
     annotations: Mapping[str, str] | None = None,
     tag: str = "",
-) -> str:
+) -> list[Descriptor]:
     """Let an artifact of these layers refer to the subject, by a tag of its own too if named.
 
-    The same layers make the same artifact, so doing it again changes nothing. Returns its digest.
+    The same layers make the same artifact, so doing it again changes nothing. Returns what is to be
+    told to `enlist`; nothing where the registry finds it by itself.
 
     Raises:
         PublishError: the registry does not take it.
@@ -172,27 +177,35 @@ def attach(
             "PUT", repository, f"manifests/{name}", {201}, headers=headers, data=made.content
         )
     assert done is not None
-    if "OCI-Subject" not in done.headers:
-        entry = made.descriptor | {"artifactType": artifact_type}
-        _list(repository, subject["digest"], entry | {"annotations": content["annotations"]})
-    return made.digest
+    if "OCI-Subject" in done.headers:
+        return []
+    described = {"artifactType": artifact_type, "annotations": content["annotations"]}
+    return [made.descriptor | described]
 
 
-def _list(repository: str, subject: str, entry: Descriptor) -> None:
-    """Add an entry to the index of what refers to a subject, and lose none of another's."""
+def enlist(repository: str, subject: str, entries: Sequence[Descriptor]) -> None:
+    """Add entries to the index of what refers to a subject, and take none of another's out.
+
+    Raises:
+        PublishError: the registry does not keep it.
+
+    """
     for _ in range(_TRIES):
-        entries = [it for it in _listed(repository, subject) if it["digest"] != entry["digest"]]
-        content = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [*entries, entry]}
+        listed = _listed(repository, subject)
+        known = {it["digest"] for it in listed}
+        missing = [it for it in entries if it["digest"] not in known]
+        if not missing:
+            return
+        content = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [*listed, *missing]}
         _asked(
             "PUT", repository, f"manifests/{tag_of(subject)}", {201},
             headers={"Content-Type": INDEX}, data=json.dumps(content).encode(),
         )  # fmt: skip
-        # Nothing locks it: whoever wrote at the same time may have taken ours out again.
-        if any(it["digest"] == entry["digest"] for it in _listed(repository, subject)):
-            return
+        # Nothing locks it: whoever read it before this and writes now takes ours out again.
+        time.sleep(_SETTLED_SECONDS * (1 + random.random()))  # noqa: S311 - no secret
     raise PublishError(
         f"{repository} does not keep the list of what refers to {subject}",
-        why=f"{_TRIES} times another one stood there after it was written",
+        why=f"{_TRIES} times it was gone after it was written",
         next_step="run it again when nobody else attaches to the same image",
     )
 
