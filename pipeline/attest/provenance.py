@@ -5,9 +5,9 @@ https://slsa.dev/spec/v1.0/provenance. Unlike those, which ask readers to ignore
 not know, these models refuse them: what is checked here was written here.
 
 A `build type` says what the parameters mean. Of `BUILD_TYPE` the external ones are the target and
-the settings that a user gave, with nothing that is an address or could be a secret; the internal
-ones are the key, what is hashed into it that no setting names, the tags of the image, and the GPU
-code that was found in it.
+the settings that shape it, with nothing that is an address or could be a secret; the internal ones
+are the key, what is hashed into it that no setting names, the tags of the image, and the GPU code
+that was found in it.
 """
 
 from __future__ import annotations
@@ -184,6 +184,7 @@ def provenance(
                     "variant": spec.variant,
                     "platform": spec.platform,
                     "compression": spec.compression,
+                    "apt": list(spec.apt),
                     "tags": list(subject.tags),
                     "arches": made.arches,
                 },
@@ -223,14 +224,14 @@ def read(content: bytes) -> Statement | str:
 
 
 def shaping(settings: Settings) -> dict[str, str]:
-    """Return what a user set of that which shapes an image, with no address and no secret."""
+    """Return each setting that shapes an image and is not empty: no address, and no secret."""
     return {
         name.upper(): shown(str(value), name.upper())
         for name, field in Settings.model_fields.items()
         if (value := getattr(settings, name))
         and group_of(field) not in _NOT_SHAPING
         and name.upper() not in ADDRESSES
-        and name not in {"base_archive", "max_jobs", "wheel_store"}
+        and name not in {"service", "base_archive", "max_jobs", "wheel_store"}
     }
 
 
