@@ -2,7 +2,7 @@
 # Settings go on the line (make build CCA=8.6), into the shell, or into .env.
 
 .DEFAULT_GOAL := build
-.PHONY: help env over config doctor matrix plan eject build build-only up exec start down run ls fixes devcontainer wheels install-compose test test-slow test-torch lint format bench bench-start bench-matrix recording docs lock clean
+.PHONY: help env over config doctor matrix plan eject build build-only up exec start down run ls fixes devcontainer wheels install-compose test test-slow test-torch lint format bench bench-start bench-matrix recording docs lock clean attest verify
 
 PYTHON ?= python3
 CRESSET := .venv/bin/python -m pipeline
@@ -48,6 +48,12 @@ devcontainer: $(READY)  ## Write .devcontainer/ for VS Code and its kin; never o
 	@$(CRESSET) devcontainer
 wheels: $(READY)  ## Compile torch and torchvision as the settings say; prints the wheels' files.
 	@$(CRESSET) wheels
+
+attest: $(READY)  ## Attach what proves it to the published image: SBOM, provenance, signature.
+	@$(CRESSET) attest
+
+verify: $(READY)  ## Check an image in a registry: make verify REF=registry/name:tag
+	@$(CRESSET) verify $(REF)
 install-compose: $(READY)  ## Put Docker's Compose plugin in place for this user; needs no root.
 	@$(CRESSET) install-compose
 test: $(TESTABLE)  ## Lint, type-check and test, on the real engine too.

@@ -128,6 +128,11 @@ class Checkout:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Checkout:
     """Return a checkout whose image is small, in an environment without this machine's settings."""
+    return small_checkout(tmp_path)
+
+
+def small_checkout(tmp_path: Path) -> Checkout:
+    """Return such a checkout, below a folder that is its own."""
     path = tmp_path / "checkout"
     shutil.copytree(ROOT / "reqs", path / "reqs")
     (path / "reqs/apt-train.requirements.txt").write_text("less\n")

@@ -75,7 +75,7 @@ def test_the_default_image_is_delivered_as_promised(checkout: Checkout, registry
     assert ran.code == 0, ran.err
     told = ran.json
     stages = ["engine", "base", "installer", "prompt", "shell", "system", "wheels", "torch", "apt",
-              "pip", "image", "verify", "deliver"]  # fmt: skip
+              "pip", "image", "verify", "deliver", "attest"]  # fmt: skip
     assert list(told["seconds"]) == stages
     assert set(told["cached"]) <= set(stages)
     assert told["engine"] == "local"

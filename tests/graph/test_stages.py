@@ -342,7 +342,7 @@ def test_a_stage_stands_on_what_the_plan_says_it_needs(name: str) -> None:
     for step in plan(built.spec):
         needs[step.name] = set(step.needs).union(*(needs[need] for need in step.needs))
     made = {"base": built.base, **built.stages}
-    assert [step.name for step in plan(built.spec)] == [*made, "verify", "deliver"]
+    assert [step.name for step in plan(built.spec)] == [*made, "verify", "deliver", "attest"]
     earlier: dict[str, Any] = {}
     for stage, lazy in made.items():
         below = {other for other, it in earlier.items() if stands_on(lazy, it)}

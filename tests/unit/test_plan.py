@@ -36,8 +36,8 @@ def test_each_step_comes_after_those_it_needs(target: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_only_what_is_checked_is_delivered(target: str) -> None:
-    *_, verify, deliver = planned(target)
-    assert (verify.name, deliver.name) == ("verify", "deliver")
+    *_, verify, deliver, attest = planned(target)
+    assert (verify.name, deliver.name, attest.name) == ("verify", "deliver", "attest")
     assert verify.name in deliver.needs
 
 
@@ -98,7 +98,7 @@ def test_only_what_is_compiled_is_a_step_of_compiling(
 ) -> None:
     it = spec(**COMPILED | settings)
     around = ["base", *SHELL, "system"], ["wheels", "torch", "apt", "pip", "image"]
-    assert names(plan(it)) == [*around[0], *compiling, *around[1], "verify", "deliver"]
+    assert names(plan(it)) == [*around[0], *compiling, *around[1], "verify", "deliver", "attest"]
     if compiling:
         assert names(wheel_plan(it)) == ["base", *SHELL, "system", *compiling, "export"]
 
@@ -106,7 +106,9 @@ def test_only_what_is_compiled_is_a_step_of_compiling(
 def test_the_devel_image_compiles_no_more_than_it_needs() -> None:
     ready = ["toolchain", *MAGMA, "torch-tools", "torch-source"]
     it = spec("devel", **COMPILED, magma_source="archive")
-    assert names(plan(it)) == ["base", *ready, *SHELL, "apt", "image", "verify", "deliver"]
+    assert names(plan(it)) == [
+        "base", *ready, *SHELL, "apt", "image", "verify", "deliver", "attest",
+    ]  # fmt: skip
 
 
 def test_it_says_what_is_compiled_from_what() -> None:
