@@ -254,6 +254,33 @@ class TorchSpec(Frozen):
         return tuple(wheel for wheel in (self.torch_wheel, self.vision_wheel) if wheel)
 
 
+class Package(Frozen):
+    """One file of a Python package, by which an installer knows that it is the one."""
+
+    name: str
+    version: str
+    file: str
+    """Its name on an index, or of a file of ``reqs/`` its path, as ``./name.whl``."""
+    sha256: str
+
+
+class Locked(Frozen):
+    """What a locked build is held to. `pipeline.lock` makes it of ``cresset.lock``."""
+
+    bases: tuple[tuple[str, str], ...] = ()
+    """Each base by its name in the lock, and its digest."""
+    torch: tuple[Package, ...] = ()
+    """What torch and torchvision bring along, themselves included unless they are compiled."""
+    pip: tuple[Package, ...] = ()
+    """What reqs/pip-train adds to it."""
+    apt: tuple[tuple[str, str], ...] = ()
+    """Every package of the distribution that is in the image, and its version."""
+
+    def digest(self, base: str) -> str:
+        """Return the digest of a base by its name in the lock, empty if it has none."""
+        return dict(self.bases).get(base, "")
+
+
 class ImageSpec(Frozen):
     """One image: everything that shapes it and nothing that does not."""
 
@@ -279,6 +306,8 @@ class ImageSpec(Frozen):
     recipe: str
     """Hash of the stages' own source, so that a new Cresset never passes off an old image."""
     platform: Literal["linux/amd64"] = PLATFORM
+    lock: Locked | None = None
+    """What the build is held to; None: what the registry, the index and the mirror have."""
 
     @property
     def compiled(self) -> tuple[WheelSpec, ...]:
@@ -301,8 +330,8 @@ class ImageSpec(Frozen):
     def key(self) -> str:
         """Sha256 of the canonical JSON of everything that shapes the image."""
         # The wheels hold the same code whichever GPU they are wanted for.
-        shaping = self.model_dump(mode="json", exclude={"arches"})
-        return _digest(shaping)
+        unlocked = {"lock"} if self.lock is None else set()
+        return _digest(self.model_dump(mode="json", exclude={"arches", *unlocked}))
 
 
 def without_login(url: str) -> str:
