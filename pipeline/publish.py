@@ -12,13 +12,13 @@ import os
 import re
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pipeline import tags
-from pipeline.errors import PublishError
+from pipeline.errors import Problem, PublishError
 from pipeline.host import ca
 from pipeline.spec import ImageSpec
 
@@ -30,6 +30,10 @@ KEY_LABEL: Final = "dev.cresset.key"
 
 _DOCKER_SECONDS = 5.0
 _REGISTRY_SECONDS = 10.0
+_INDEXES = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
 _MANIFESTS = (
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v2+json",
@@ -147,6 +151,27 @@ def manifest(repository: str, tag: str) -> tuple[str, int] | None:
     return digest, size
 
 
+def digest(reference: str) -> str | Problem:
+    """Return the digest that a reference's tag stands at now, as Docker reads references.
+
+    A problem says why it is not known. Nothing is pulled, so no registry counts it as that.
+    """
+    import requests  # noqa: PLC0415 - needed only where a registry is asked
+
+    name, _, tag = reference.rpartition(":")
+    host, _, rest = name.partition("/")
+    if not rest or not (re.search("[.:]", host) or host == "localhost"):
+        name = f"docker.io/{name}" if rest else f"docker.io/library/{name}"
+    try:
+        response = _answer(name, f"manifests/{tag}", "HEAD", (*_INDEXES, *_MANIFESTS))
+    except PublishError as error:
+        return Problem("", reference, error.why or error.what)
+    if response.status_code == requests.codes.not_found:
+        return Problem("", reference, "its registry does not have it")
+    found: str = response.headers.get("Docker-Content-Digest", "")
+    return found or Problem("", reference, "its registry tells no digest")
+
+
 def published(repository: str) -> tuple[str, ...]:
     """Return the tags that a repository has; none if it is not there.
 
@@ -178,7 +203,9 @@ def published(repository: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _answer(repository: str, what: str) -> Any:  # noqa: ANN401 - requests' Response
+def _answer(
+    repository: str, what: str, method: str = "GET", accepts: Sequence[str] = _MANIFESTS
+) -> Any:  # noqa: ANN401 - requests' Response
     """Return a registry's answer that there is something, or that there is nothing.
 
     Raises:
@@ -189,7 +216,7 @@ def _answer(repository: str, what: str) -> Any:  # noqa: ANN401 - requests' Resp
 
     host, _, path = repository.partition("/")
     try:
-        response = _get(host, path, what)
+        response = _get(host, path, what, method, accepts)
     except requests.RequestException as error:
         raise PublishError(
             f"the registry {host} cannot be reached",
@@ -207,7 +234,7 @@ def _answer(repository: str, what: str) -> Any:  # noqa: ANN401 - requests' Resp
     return response
 
 
-def _get(host: str, path: str, what: str) -> Any:  # noqa: ANN401 - requests' Response
+def _get(host: str, path: str, what: str, method: str, accepts: Sequence[str]) -> Any:  # noqa: ANN401 - requests' Response
     """Return the registry's answer about a repository, logged in as Docker is if it asks."""
     from oras.container import Container as Reference  # noqa: PLC0415 - as requests above
     from oras.logger import setup_logger  # noqa: PLC0415
@@ -225,8 +252,8 @@ def _get(host: str, path: str, what: str) -> Any:  # noqa: ANN401 - requests' Re
         client.auth._load_auth("https://index.docker.io/v1/")  # the name `docker login` keeps
     client.session.verify = ca.bundle()
     url = f"{client.prefix}://{host}/v2/{path}/{what}"
-    headers = {"Accept": ", ".join((*_MANIFESTS, "application/json"))}
-    response = client.session.get(url, headers=headers, timeout=_REGISTRY_SECONDS)
+    headers = {"Accept": ", ".join((*accepts, "application/json"))}
+    response = client.session.request(method, url, headers=headers, timeout=_REGISTRY_SECONDS)
     if response.status_code != 401:  # noqa: PLR2004 - HTTP's own number
         return response
     basic = getattr(client.auth, "_basic_auth", None)
@@ -234,7 +261,7 @@ def _get(host: str, path: str, what: str) -> Any:  # noqa: ANN401 - requests' Re
         headers |= {"Authorization": f"Basic {basic}"} if basic else {}
     else:
         headers, _ = client.auth.authenticate_request(response, headers)
-    return client.session.get(url, headers=headers, timeout=_REGISTRY_SECONDS)
+    return client.session.request(method, url, headers=headers, timeout=_REGISTRY_SECONDS)
 
 
 def _logins() -> dict[str, Any]:

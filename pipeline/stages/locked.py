@@ -10,8 +10,13 @@ from dagger import Container, Directory, dag
 from pipeline import caches
 from pipeline.reqs import PIP_TRAIN
 from pipeline.spec import ImageSpec, Locked, Package
+from pipeline.stages.base import Bottom, system
 from pipeline.stages.inputs import Inputs
-from pipeline.stages.packages import apt_install, python, uv_binary
+from pipeline.stages.packages import apt_install, installer, python, uv_binary
+from pipeline.stages.shell import prompt, shell
+
+MOMENT = "CRESSET_MOMENT"
+"""A variable that nothing reads: with another value of it, the engine runs all above it again."""
 
 _PREFERENCES = "/etc/apt/preferences.d/cresset-lock"
 
@@ -21,7 +26,7 @@ STRATEGY = "unsafe-best-match"
 _FOLDER = "/lock"
 _ASKED = "/mnt/asked"
 _COMPILED = "/mnt/compiled"
-_REQS = "/mnt/reqs"
+_REQS = "/mnt/reqs"  # as LOCAL has it
 _UV = "/mnt/uv"
 
 # The second resolution keeps what the first has chosen, and leaves it only where it must: uv reads
@@ -45,7 +50,19 @@ if [ -s /run/torch.txt ]; then
   cp {_FOLDER}/pylock.toml {_FOLDER}/torch.toml
 fi
 resolve /run/torch.txt {_ASKED}/more.txt {_REQS}/{PIP_TRAIN}
+getconf GNU_LIBC_VERSION > {_FOLDER}/glibc
 """
+
+_OFFERED = f"""
+strategy=${{2:+--index-strategy $2}}
+{_UV} --system-certs --cache-dir {caches.UV} --color never pip compile --quiet --refresh \\
+  --no-deps --format pylock.toml --python "$1" $strategy \\
+  --output-file {_FOLDER}/pylock.toml {_ASKED}/all.txt
+getconf GNU_LIBC_VERSION > {_FOLDER}/glibc
+"""
+
+LOCAL = "../mnt/reqs"
+"""Where files of reqs/ lie, as seen from what `resolved` returns."""
 
 _VERSIONS = ["dpkg-query", "--show", "--showformat", "${Package} ${Version}\\n"]
 
@@ -93,8 +110,7 @@ def pip_train(inputs: Inputs, lock: Locked | None) -> Inputs:
 
 
 def resolved(
-    system: Container,
-    installer: Container,
+    below: Bottom,
     spec: ImageSpec,
     inputs: Inputs,
     compiled: Sequence[Directory],
@@ -117,21 +133,53 @@ def resolved(
         .with_new_file("more.txt", "" if torch else "pip\n")
     )
     ready = (
-        system.with_(inputs.network.for_packages)
-        .with_env_variable("CRESSET_MOMENT", moment)
-        .with_mounted_file(_UV, uv_binary(installer))
-        .with_mounted_cache(caches.UV, caches.uv())
-        .with_mounted_directory(_ASKED, asked)
+        _asking(below, inputs, asked, moment)
         .with_mounted_directory(_REQS, inputs.pip_train)
         # Where a relative path in these files begins.
         .with_workdir(_REQS)
     )
     for number, directory in enumerate(compiled):
         ready = ready.with_mounted_directory(f"{_COMPILED}{number}", directory)
+    return _asked(ready, spec, inputs, _RESOLVE)
+
+
+def offered(
+    below: Bottom, spec: ImageSpec, inputs: Inputs, lock: Locked, *, moment: str
+) -> Directory:  # fmt: skip
+    """Return a directory with what the indexes now have of the locked versions, as `resolved`."""
+    pins = "".join(
+        f"{it.name}=={it.version}\n"
+        for it in (*lock.torch, *lock.pip)
+        if not it.file.startswith("./")
+    )
+    asked = dag.directory().with_new_file("all.txt", pins)
+    ready = _asking(below, inputs, asked, moment).with_exec(["mkdir", _FOLDER])
+    return _asked(ready, spec, inputs, _OFFERED)
+
+
+def _asking(below: Bottom, inputs: Inputs, asked: Directory, moment: str) -> Container:
+    return (
+        below.system.with_(inputs.network.for_packages)
+        .with_env_variable(MOMENT, moment)
+        .with_mounted_file(_UV, uv_binary(below.installer))
+        .with_mounted_cache(caches.UV, caches.uv())
+        .with_mounted_directory(_ASKED, asked)
+    )
+
+
+def _asked(ready: Container, spec: ImageSpec, inputs: Inputs, script: str) -> Directory:
     strategy = STRATEGY if inputs.network.torch_beside else ""
-    return ready.with_exec(["sh", "-ec", _RESOLVE, "resolve", python(spec), strategy]).directory(
+    return ready.with_exec(["sh", "-ec", script, "asked", python(spec), strategy]).directory(
         _FOLDER
     )
+
+
+def bottom_anew(base: Container, spec: ImageSpec, inputs: Inputs, moment: str) -> Bottom:
+    """Return what an image has below torch, of the packages that apt's mirror has at a moment."""
+    tools = installer(base, spec, inputs)
+    files = prompt(tools, inputs)
+    anew = shell(base.with_env_variable(MOMENT, moment), spec, files)
+    return Bottom(tools, files, anew, system(anew, spec, uv_binary(tools), inputs))
 
 
 def constraints(spec: ImageSpec) -> list[str]:
@@ -139,9 +187,9 @@ def constraints(spec: ImageSpec) -> list[str]:
     return [*spec.torch.pins, *spec.torch.constraints] if spec.torch else []
 
 
-def with_apt(system: Container, spec: ImageSpec) -> Container:
+def with_apt(below: Bottom, spec: ImageSpec) -> Container:
     """Return the container with every package of the distribution that the image has."""
-    return apt_install(system, spec.base, spec.apt)
+    return apt_install(below.system, spec.base, spec.apt)
 
 
 def versions(container: Container) -> Container:
