@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import relock
+from pipeline.attest import proof
+from pipeline.attest.subject import Made
 from pipeline.errors import VerifyError
 from pipeline.host import repository
 from pipeline.labels import ARCHES, labels
@@ -84,10 +87,13 @@ def build(
         Interrupted: Ctrl-C.
 
     """
+    signer = proof.signer(settings)  # a key that is none is not found after hours of compiling
+    started_at = datetime.now(UTC)
 
     async def work(run: Run) -> Outcome:
         from pipeline.stages import targets  # noqa: PLC0415 - as in started
         from pipeline.stages.finish import with_labels  # noqa: PLC0415
+        from pipeline.stages.verify import commit, gpu_code  # noqa: PLC0415
 
         written = labels(spec, run.origin, *repository.checkout())
         stages = targets.stages(spec, run.base, run.build_base, run.inputs, written, run.stored)
@@ -95,13 +101,26 @@ def build(
             await relock.check(run, spec)
         image: Any = await run.through(stages)
         with run.report.stage("verify"), run.translated():
-            arches = await _verify(image, spec, stages.get("installer"), run.inputs)
-            if arches:
+            facts = await _verify(image, spec, stages.get("installer"), run.inputs)
+            if arches := " ".join(gpu_code(facts)):
                 image = with_labels(image, {ARCHES: arches})
         with run.report.stage("deliver", in_engine=False), run.translated():
             delivered = await where.deliver(image, spec)
         if run.unkept:
             run.report.note(f"delivered: {delivered.ref}")
+        if settings.attest != "off":
+            made = Made(
+                origin=run.origin,
+                engine=run.choice.kind,
+                started=started_at,
+                finished=datetime.now(UTC),
+                arches=arches,
+                torch_commit=commit(facts),
+            )
+            with run.report.stage("attest", in_engine=False), run.translated():
+                await proof.attest(
+                    image, spec, settings, where, delivered, made, signer, run.report.note
+                )
         return Outcome(
             delivered,
             spec,
@@ -168,8 +187,13 @@ async def _export(directory: Container | Directory, output: Path) -> Path:
     return partial.rename(output / name)
 
 
-async def _verify(image: Container, spec: ImageSpec, installer: Any, inputs: Inputs) -> str:  # noqa: ANN401 - a Container, or None
-    """Return what GPU code is in the image; VerifyError if it is not what the spec says."""
+async def _verify(
+    image: Container,
+    spec: ImageSpec,
+    installer: Any,  # noqa: ANN401 - a Container, or None
+    inputs: Inputs,
+) -> dict[str, Any]:
+    """Return what was found in the image; VerifyError if it is not what the spec says."""
     from pipeline.stages import locked, verify  # noqa: PLC0415 - as in started
 
     lister = verify.cuobjdump(installer, inputs) if installer and spec.compiled else None
@@ -180,4 +204,4 @@ async def _verify(image: Container, spec: ImageSpec, installer: Any, inputs: Inp
         problems += apt_drift(spec.lock, listed)
     if problems:
         raise VerifyError(problems)
-    return " ".join(verify.gpu_code(facts))
+    return facts

@@ -19,6 +19,7 @@ PROJECT: Final = "https://github.com/cresset-template/cresset"
 ARCHES: Final = "dev.cresset.arches"
 """GPU code in it by the names that cuobjdump lists, spaces between; known once it is checked."""
 BASE: Final = "dev.cresset.base"
+TARGET: Final = "dev.cresset.target"
 
 _DESCRIPTIONS = {
     "train": "Deep-learning development image: PyTorch, a shell and the team's packages",
@@ -51,7 +52,7 @@ def labels(spec: ImageSpec, origin: str, source: str = "", revision: str = "") -
         # The digest of a manifest, which a base made by mmdebstrap has none of.
         "org.opencontainers.image.base.digest": pulled[1] if pulled else "",
         KEY_LABEL: spec.key,
-        "dev.cresset.target": spec.target,
+        TARGET: spec.target,
         "dev.cresset.python": spec.python,
         "dev.cresset.cuda": torch.cuda if torch else "",
         "dev.cresset.torch": torch.version if torch else "",

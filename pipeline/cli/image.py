@@ -94,7 +94,7 @@ def build_only(
     from pipeline import plan as planning
 
     until = _until(deadline)
-    settings, spec = _spec(flags, target, mode=_mode(locked, frozen))
+    settings, spec = spec_of(flags, target, mode=_mode(locked, frozen))
     where = publish.destination(settings.registry, settings.image_name)
     outcome = None if force or pull else building.found(spec, where)
     if outcome is None:
@@ -159,7 +159,7 @@ def wheels(
     from pipeline.errors import ConfigError, Problem
 
     until = _until(deadline)
-    settings, spec = _spec(flags, "train", wheels_only=True, mode=_mode(locked, frozen))
+    settings, spec = spec_of(flags, "train", wheels_only=True, mode=_mode(locked, frozen))
     if spec.torch is None or not spec.torch.compiled:
         raise ConfigError(
             [
@@ -192,7 +192,7 @@ def plan(
     from pipeline import plan as planning
     from pipeline import records, store, validate
 
-    settings, spec = _spec(flags, target, mode=_mode(locked, frozen))
+    settings, spec = spec_of(flags, target, mode=_mode(locked, frozen))
     validate.check_requirements(spec)
     _note_driver(spec)
     if mermaid:
@@ -223,7 +223,7 @@ def lock(
 
     if check:
         for target in targets or [""]:
-            settings, spec = _spec(flags, target, mode="locked")
+            settings, spec = spec_of(flags, target, mode="locked")
             building.check(spec, settings)
             typer.echo(f"{spec.variant} is as {locks.FILE} has it", err=True)
         return
@@ -269,7 +269,7 @@ def _mode(locked: bool, frozen: bool) -> Mode:
     return "locked" if locked else "frozen" if frozen else ""
 
 
-def _spec(
+def spec_of(
     flags: dict[str, str], target: str, *, wheels_only: bool = False, mode: Mode = ""
 ) -> tuple[Settings, ImageSpec]:
     """Return the settings and their spec, held to the lock where a mode says so."""

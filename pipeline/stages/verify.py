@@ -127,6 +127,12 @@ def gpu_code(facts: dict[str, Any]) -> list[str]:
     )
 
 
+def commit(facts: dict[str, Any]) -> str:
+    """Return the commit that Cresset's torch in an image tells it is of, empty if none."""
+    told = str((facts["torch"] or {}).get("git", ""))
+    return told if re.fullmatch(_COMMIT, told) else ""
+
+
 def _of(wheel: WheelSpec, file: str) -> bool:
     # NVIDIA's own libraries beside it have what NVIDIA compiled them for.
     return file.startswith(f"{wheel.package}/") or (wheel.package == "torch" and "libmagma" in file)
