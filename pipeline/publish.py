@@ -14,6 +14,7 @@ import subprocess
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -99,8 +100,9 @@ class Registry:
     async def deliver(self, image: Container, spec: ImageSpec) -> Delivered:
         import dagger  # noqa: PLC0415 - most of a second, and only a real delivery needs it
 
+        *names, key = tags.tags(spec, self.image_name)
         try:
-            for tag in tags.tags(spec, self.image_name):
+            for tag in (*names, tags.dated(spec, datetime.now(UTC).date()), key):
                 await image.publish(
                     f"{self.repository}:{tag}", forced_compression=_forced(spec.compression)
                 )

@@ -317,14 +317,15 @@ class ImageSpec(Frozen):
     @property
     def variant(self) -> str:
         """The readable name: tag stem, test id and what ``--only`` matches."""
-        parts: list[str] = [] if self.target == "train" else [self.target + self.ngc]
-        parts.append("py" + self.python.replace(".", ""))
-        if self.torch is not None:
-            cuda = "".join(self.torch.cuda.split(".")[:2])
-            parts += [f"torch{self.torch.version}", f"cu{cuda}"]
-            if self.compiled:
-                parts.append(sm(self.compiled[0].arches))
-        return "-".join([*parts, self.base.codename])
+        torch = self.torch
+        return variant(
+            self.target + self.ngc,
+            self.python,
+            self.base.codename,
+            torch.version if torch else "",
+            torch.cuda if torch else "",
+            self.compiled[0].arches if self.compiled else (),
+        )
 
     @cached_property
     def key(self) -> str:
@@ -332,6 +333,28 @@ class ImageSpec(Frozen):
         # The wheels hold the same code whichever GPU they are wanted for.
         unlocked = {"lock"} if self.lock is None else set()
         return _digest(self.model_dump(mode="json", exclude={"arches", *unlocked}))
+
+
+def variant(
+    target: str, python: str, codename: str, torch: str, cuda: str, arches: Sequence[Arch]
+) -> str:
+    """Return the readable name of an image; `torch` is empty without one, `arches` by wheels."""
+    parts = [] if target == "train" else [target]
+    parts.append("py" + python.replace(".", ""))
+    if torch:
+        parts += [f"torch{torch}", "cu" + "".join(cuda.split(".")[:2])]
+        parts += [sm(arches)] if arches else []
+    return "-".join([*parts, codename])
+
+
+def code_arches(names: Sequence[str]) -> list[Arch]:
+    """Return the architectures of GPU code as cuobjdump names it: ``sm_86``, ``compute_120``."""
+    matches = (re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name) for name in names)
+    return [
+        Arch.parse(f"{m[2]}.{m[3]}{m[4]}{'+PTX' if m[1] == 'compute' else ''}")
+        for m in matches
+        if m
+    ]
 
 
 def without_login(url: str) -> str:
