@@ -364,7 +364,7 @@ def held(spec: ImageSpec, lock: Lock, *, image: bool = True) -> ImageSpec:
             pip=_packages(entry.pip),
             apt=tuple(sorted(entry.apt.items())),
         )
-    return with_sources(spec, lock).model_copy(update={"lock": locked})
+    return with_sources(spec, lock).but(lock=locked)
 
 
 def _packages(files: Mapping[str, _File]) -> tuple[Package, ...]:
@@ -451,14 +451,11 @@ def with_sources(spec: ImageSpec, lock: Lock) -> ImageSpec:
         if it is None:
             return None
         magma = it.magma and it.magma.model_copy(update={"source": commit(it.magma.source)})
-        update = {"source": commit(it.source), "magma": magma, **more}
-        # A new one, since a copy would keep the key that the old one has computed.
-        return WheelSpec.model_validate(dict(it) | update)
+        return it.but(source=commit(it.source), magma=magma, **more)
 
     torch = wheel(spec.torch.torch_wheel)
     vision = wheel(spec.torch.vision_wheel, **({"torch_key": torch.key} if torch else {}))
-    wheels = {"torch_wheel": torch, "vision_wheel": vision}
-    return spec.model_copy(update={"torch": spec.torch.model_copy(update=wheels)})
+    return spec.but(torch=spec.torch.but(torch_wheel=torch, vision_wheel=vision))
 
 
 def drift(

@@ -32,11 +32,11 @@ def relocked(asked: Asked, old: Lock, commit: Commit, *, update: bool) -> Lock:
     """Return the lock with all that an image needs in it.
 
     What it has already stays as it is, unless with `update`; then all of this image is asked anew.
-    No engine is asked where nothing is missing.
+    No engine is asked where nothing is missing. Of an image whose wheels are not compiled yet it
+    has the bases and sources, which is all that compiling them takes.
 
     Raises:
-        ConfigError: a branch or tag is not there, a compiled wheel is not in the store yet, or a
-            requirement cannot be locked.
+        ConfigError: a branch or tag is not there, or a requirement cannot be locked.
         EngineError, BuildError: as a build does.
 
     """
@@ -56,18 +56,21 @@ def relocked(asked: Asked, old: Lock, commit: Commit, *, update: bool) -> Lock:
     has_bases = all(
         any(name in old.base for name in locks.base_names(base)) for base in locks.bases(spec)
     )
-    if not update and has_bases and entry and entry.inputs == locks.inputs(spec):
-        return new
     kept = () if update else _kept_bases(spec, old)
-    ready = locks.with_sources(spec, new).model_copy(update={"lock": Locked(bases=kept)})
-    _check_wheels(ready, asked.settings)
-    bases, image = started(_work(ready), ready, asked.settings, _STEPS)
+    ready = locks.with_sources(spec, new).but(lock=Locked(bases=kept))
+    # What a compiled wheel depends on is written in it.
+    whole = _has_wheels(ready, asked.settings)
+    resolved = entry is not None and entry.inputs == locks.inputs(spec)
+    if not update and has_bases and (resolved or not whole):
+        return new
+    bases, image = started(_work(ready, whole=whole), ready, asked.settings, _STEPS)
     # Of two names for one base the one that is not taken any more goes.
     dropped = {name for base in locks.bases(spec) for name in locks.base_names(base)}
     others = {name: digest for name, digest in new.base.items() if name not in dropped}
-    return new.model_copy(
-        update={"base": others | bases, "image": {**new.image, spec.variant: image}}
-    )
+    images = {name: it for name, it in new.image.items() if name != spec.variant}
+    if image is not None:
+        images[spec.variant] = image
+    return new.model_copy(update={"base": others | bases, "image": images})
 
 
 def _with_sources(asked: Asked, known: Lock, commit: Commit) -> Lock:
@@ -97,26 +100,14 @@ def _kept_bases(spec: ImageSpec, old: Lock) -> tuple[tuple[str, str], ...]:
     return tuple((name, old.base[name]) for name in names if name in old.base)
 
 
-def _check_wheels(spec: ImageSpec, settings: Settings) -> None:
-    """Refuse compiled wheels that are nowhere yet: what they depend on is written in them."""
+def _has_wheels(spec: ImageSpec, settings: Settings) -> bool:
+    """Say whether every wheel that is compiled for an image is in the wheel store."""
     store = stores.store(settings)
-    missing = [it for it in spec.compiled if store is None or not store.has(it)]
-    if missing:
-        raise LockError(
-            [
-                Problem(
-                    it.package,
-                    it.variant,
-                    "is compiled, and only the finished wheel tells what it depends on",
-                    next_step="`python -m pipeline wheels` with the same settings, then `lock`",
-                )
-                for it in missing
-            ]
-        )
+    return all(store is not None and store.has(wheel) for wheel in spec.compiled)
 
 
-def _work(spec: ImageSpec) -> Callable[[Run], Any]:
-    async def work(run: Run) -> tuple[dict[str, str], Image]:
+def _work(spec: ImageSpec, *, whole: bool) -> Callable[[Run], Any]:
+    async def work(run: Run) -> tuple[dict[str, str], Image | None]:
         from pipeline.stages import locked  # noqa: PLC0415 - as in build
 
         moment = _now()
@@ -124,6 +115,8 @@ def _work(spec: ImageSpec) -> Callable[[Run], Any]:
             locks.base_entry(base, origin)
             for base, origin in zip(locks.bases(spec), (run.origin, run.build_origin), strict=False)
         )
+        if not whole:
+            return bases, None
         below = locked.bottom_anew(run.base, spec, run.inputs, moment)
         compiled = [run.stored[wheel.key] for wheel in spec.compiled]
         with run.report.stage("python"), run.translated():

@@ -33,6 +33,14 @@ class Frozen(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def but(self, **changes: Any) -> Self:  # noqa: ANN401 - whatever the fields are
+        """Return a new value with some fields otherwise, whose key is computed anew.
+
+        A ``model_copy`` keeps what the old one has computed.
+        """
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self).model_validate(fields | changes)
+
 
 class Arch(Frozen):
     """One compute capability, as TORCH_CUDA_ARCH_LIST writes it: ``8.6``, ``9.0a``, ``8.6+PTX``."""

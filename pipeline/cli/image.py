@@ -231,6 +231,12 @@ def lock(
     for target in targets or [""]:
         asked = _asked(flags, target, lock=None if update else old)
         new = relock.relocked(asked, new, _commit(asked.settings), update=update)
+        if asked.spec.variant not in new.image:
+            typer.echo(
+                f"note: the packages of {asked.spec.variant} are locked once its wheels are there: "
+                "`python -m pipeline wheels --locked`, then `lock` again",
+                err=True,
+            )
     moves = locks.moves(old, new)
     if moves and not dry_run:
         locks.write(new)

@@ -136,7 +136,8 @@ def _nothing(
     arches = list(fit.gpus(machine))
     advice = fit.best(
         machine,
-        settings,
+        # The GPUs are the machine's.
+        settings.model_copy(update={"cca": ""}),
         lambda of: validate.image_spec(
             of, gpus=lambda: arches, resolve=lambda _url, _ref: "0" * 40
         ),
