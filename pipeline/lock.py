@@ -20,6 +20,7 @@ from typing import Any, Final, Literal
 from pydantic import Field, ValidationError
 
 from pipeline.errors import ConfigError, Problem
+from pipeline.host import whole
 from pipeline.settings import Settings
 from pipeline.spec import (
     BaseSpec,
@@ -140,12 +141,9 @@ def read(path: Path = FILE) -> Lock:
 
 def write(lock: Lock, path: Path = FILE) -> None:
     """Write the lock, whole or not at all; ConfigError if it cannot be written."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        partial.write_text(text(lock))
-        partial.replace(path)
+        whole.write(path, text(lock))
     except OSError as error:
-        partial.unlink(missing_ok=True)
         why = f"cannot be written: {error.strerror}"
         raise ConfigError([Problem(str(path), "", why, next_step="check the folder")]) from error
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import CressetError
+from pipeline.host import whole
 from pipeline.listing import Image
 
 
@@ -28,13 +28,9 @@ def page(repository: str, images: Sequence[Image]) -> str:
 
 def write(path: Path, text: str) -> None:
     """Write the page, whole or not at all; CressetError if it cannot be written."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text)
-        partial.replace(path)
+        whole.write(path, text)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise CressetError(
             f"{path} cannot be written",
             why=str(error.strerror),

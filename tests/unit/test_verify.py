@@ -90,7 +90,8 @@ HOME = {"path": "/home/me", "uid": 1000, "world_writable": False}
 
 WRONG: dict[str, tuple[Any, list[str]]] = {
     "codename": (
-        "bookworm", ["tag='py313-torch2.6.0-cu124-bookworm'", "allowed: py313-torch2.6.0-cu124-tr"]
+        "bookworm",
+        ["tag='py313-torch2.6.0-cu124-bookworm'", "allowed: py313-torch2.6.0-cu124-tr"],
     ),
     "python": ("3.12", ["python='3.12'", "allowed: 3.13"]),
     "timezone": ("UTC", ["TZ='UTC'", "allowed: Asia/Seoul"]),
