@@ -7,6 +7,8 @@ SDK and no library that it does not need is imported for it.
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import json
 import os
 import re
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from pipeline import tags
+from pipeline import retry, tags
 from pipeline.errors import PublishError
 from pipeline.host import ca
 from pipeline.spec import ImageSpec
@@ -30,6 +32,7 @@ KEY_LABEL: Final = "dev.cresset.key"
 
 _DOCKER_SECONDS = 5.0
 _REGISTRY_SECONDS = 10.0
+_AT_ONCE = 8
 _MANIFESTS = (
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v2+json",
@@ -86,24 +89,22 @@ class Registry:
         found = self._manifest(key, spec)
         if found is None or any(self._manifest(tag, spec) != found for tag in readable):
             return None
-        return found
+        # A registry that was cut off, or tidied up wrongly, has manifests of what is gone.
+        return found if whole(self.repository, key) else None
 
     async def deliver(self, image: Container, spec: ImageSpec) -> Delivered:
-        import dagger  # noqa: PLC0415 - most of a second, and only a real delivery needs it
-
-        try:
-            for tag in tags.tags(spec, self.image_name):
-                await image.publish(
-                    f"{self.repository}:{tag}", forced_compression=_forced(spec.compression)
-                )
-        except dagger.QueryError as error:
-            raise refused(self.repository, str(error)) from error
+        # The key's own tag is the last: what is found by it has all the others, and every blob.
+        pushed = {
+            await push(image, self.repository, tag, spec.compression)
+            for tag in tags.tags(spec, self.image_name)
+        }
         delivered = self.find(spec)
-        if delivered is None:
+        if delivered is None or pushed != {delivered.digest}:
             raise PublishError(
                 f"{self.repository} took the image and does not have it under all its tags",
-                why="the registry answered every push with success, and now answers otherwise",
-                next_step="look into the registry's log and storage",
+                why="the registry answered every push with success, and now answers otherwise"
+                + (f": {delivered.digest} in place of {', '.join(pushed)}" if delivered else ""),
+                next_step="look into the registry's log and storage, and run it again with --force",
             )
         return delivered
 
@@ -121,6 +122,39 @@ class Registry:
         )
 
 
+async def push(image: Container, repository: str, tag: str, compression: str) -> str:
+    """Publish an image under one tag, and return its digest.
+
+    The engine itself gives up at the first request that is lost, whatever else it was sending
+    (dagger v0.21.8, engine/server/resolver PushImage; of what it is answered it asks once more at
+    408, 429, 500, 503 and 504). What has arrived by then is not sent again.
+
+    Raises:
+        PublishError: the registry does not take it.
+
+    """
+    import dagger  # noqa: PLC0415 - most of a second, and only a real delivery needs it
+
+    async def once() -> str:
+        try:
+            ref = await image.publish(
+                f"{repository}:{tag}", forced_compression=_forced(compression)
+            )
+        except dagger.QueryError as error:
+            if not retry.stumbled(str(error)):
+                raise refused(repository, str(error)) from error
+            lost = PublishError(
+                f"{repository} loses what is pushed to it",
+                why=str(error),
+                next_step="run it again: what has arrived is not sent again; or look into the "
+                "registry's log and free space, and at the network",
+            )
+            raise retry.Lost(lost) from error
+        return ref.rpartition("@")[2]
+
+    return await retry.acall(once, tries=retry.PUSH_TRIES)
+
+
 def manifest(repository: str, tag: str) -> tuple[str, int] | None:
     """Return digest and size in bytes of what a registry has under a tag, None if nothing.
 
@@ -128,26 +162,68 @@ def manifest(repository: str, tag: str) -> tuple[str, int] | None:
         PublishError: the registry cannot be asked, or answers with anything else.
 
     """
+    found = _manifest(repository, tag)
+    if found is None:
+        return None
+    digest, blobs = found
+    return digest, sum(blobs.values())
+
+
+def whole(repository: str, tag: str) -> bool:
+    """Say whether a registry has what is under a tag, and every blob of it in its full size.
+
+    Raises:
+        PublishError: the registry cannot be asked, or answers with anything else.
+
+    """
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - as requests below
+
+    found = _manifest(repository, tag)
+    if found is None:
+        return False
+    _, blobs = found
+
+    def there(blob: tuple[str, int]) -> bool:
+        digest, size = blob
+        response = _answer(repository, f"blobs/{digest}", method="HEAD")
+        # A registry that keeps its blobs elsewhere sends the client there, and tells no size.
+        return bool(response.ok) and response.headers.get("Content-Length", "0") in {str(size), "0"}
+
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        return all(threads.map(there, blobs.items()))
+
+
+def _manifest(repository: str, tag: str) -> tuple[str, dict[str, int]] | None:
+    """Return the digest of what is under a tag, and the sizes of its blobs by their digests."""
     import requests  # noqa: PLC0415 - needed only where a registry is named
 
-    host = repository.partition("/")[0]
-    response = _answer(repository, f"manifests/{tag}")
-    if response.status_code == requests.codes.not_found:
-        return None
-    try:
-        content = response.json()
-        digest = response.headers["Docker-Content-Digest"]
-        size = sum(blob["size"] for blob in [content["config"], *content["layers"]])
-    except (ValueError, LookupError, TypeError) as error:
-        raise PublishError(
-            f"{host} is not a registry, or something before it answers in its place",
-            why=f"it was asked for a manifest and says {response.text[:200]!r}",
-            next_step="check REGISTRY, and the machine's proxies",
-        ) from error
-    return digest, size
+    def once() -> tuple[str, dict[str, int]] | None:
+        response = _answer(repository, f"manifests/{tag}")
+        if response.status_code == requests.codes.not_found:
+            return None
+        try:
+            content = response.json()
+            digest = response.headers["Docker-Content-Digest"]
+            blobs = {
+                it["digest"]: int(it["size"]) for it in [content["config"], *content["layers"]]
+            }
+        except (ValueError, LookupError, TypeError) as error:
+            raise _no_registry(repository, "a manifest", response.text) from error
+        # What is read is what was asked for, or the digest would name something else.
+        if digest != (read := f"sha256:{hashlib.sha256(response.content).hexdigest()}"):
+            raise retry.Lost(
+                PublishError(
+                    f"{repository}:{tag} is not what the registry says it is",
+                    why=f"it names {digest}, and what it sends is {read}",
+                    next_step="look into the registry's storage, or what stands before it",
+                )
+            )
+        return digest, blobs
+
+    return retry.call(once)
 
 
-def published(repository: str) -> tuple[str, ...]:
+def published(repository: str, *, tries: int = retry.TRIES) -> tuple[str, ...]:
     """Return the tags that a repository has; none if it is not there.
 
     Raises:
@@ -159,17 +235,13 @@ def published(repository: str) -> tuple[str, ...]:
     found: list[str] = []
     page = "tags/list?n=1000"
     while page:
-        response = _answer(repository, page)
+        response = _answer(repository, page, tries=tries)
         if response.status_code == requests.codes.not_found:
             break
         try:
             found += map(str, response.json().get("tags") or ())
         except (ValueError, TypeError, AttributeError) as error:
-            raise PublishError(
-                f"{repository.partition('/')[0]} is not a registry, or something before it answers",
-                why=f"it was asked for tags and says {response.text[:200]!r}",
-                next_step="check REGISTRY, and the machine's proxies",
-            ) from error
+            raise _no_registry(repository, "tags", response.text) from error
         # Long lists come in pages, each with a link to the next (OCI distribution, "Listing Tags").
         link = re.search(
             r'<[^>]*(tags/list\?[^>]*)>;\s*rel="?next', response.headers.get("Link", "")
@@ -178,7 +250,16 @@ def published(repository: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _answer(repository: str, what: str) -> Any:  # noqa: ANN401 - requests' Response
+def _no_registry(repository: str, what: str, said: str) -> PublishError:
+    return PublishError(
+        f"{repository.partition('/')[0]} is not a registry, or something before it answers in its "
+        "place",
+        why=f"it was asked for {what} and says {said[:200]!r}",
+        next_step="check REGISTRY, and the machine's proxies",
+    )
+
+
+def _answer(repository: str, what: str, *, method: str = "GET", tries: int = retry.TRIES) -> Any:  # noqa: ANN401 - requests' Response
     """Return a registry's answer that there is something, or that there is nothing.
 
     Raises:
@@ -188,26 +269,37 @@ def _answer(repository: str, what: str) -> Any:  # noqa: ANN401 - requests' Resp
     import requests  # noqa: PLC0415 - needed only where a registry is named
 
     host, _, path = repository.partition("/")
-    try:
-        response = _get(host, path, what)
-    except requests.RequestException as error:
-        raise PublishError(
-            f"the registry {host} cannot be reached",
-            why=_innermost(error),
-            next_step="check REGISTRY, the network and the machine's CA certificates",
-        ) from error
-    if response.status_code in {requests.codes.unauthorized, requests.codes.forbidden}:
-        raise refused(repository, f"{response.status_code} {response.reason}")
-    if response.status_code not in {requests.codes.ok, requests.codes.not_found}:
-        raise PublishError(
-            f"the registry {host} answers with {response.status_code} {response.reason}",
-            why=response.text[:200],
-            next_step="try again, or look into the registry's log",
-        )
-    return response
+
+    def once() -> Any:  # noqa: ANN401 - as above
+        try:
+            response = _get(host, path, what, method)
+        except requests.RequestException as error:
+            refusal = PublishError(
+                f"the registry {host} cannot be reached",
+                why=_innermost(error),
+                next_step="check REGISTRY, the network and the machine's CA certificates",
+            )
+            # Nobody vouches for its certificate another time either.
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise refusal from error
+            raise retry.Lost(refusal) from error
+        if response.status_code in {requests.codes.unauthorized, requests.codes.forbidden}:
+            raise refused(repository, f"{response.status_code} {response.reason}")
+        if not (response.ok or response.status_code == requests.codes.not_found):
+            refusal = PublishError(
+                f"the registry {host} answers with {response.status_code} {response.reason}",
+                why=response.text[:200],
+                next_step="try again, or look into the registry's log",
+            )
+            if response.status_code in retry.STATUSES:
+                raise retry.Lost(refusal, retry.asked_seconds(response.headers.get("Retry-After")))
+            raise refusal
+        return response
+
+    return retry.call(once, tries=tries)
 
 
-def _get(host: str, path: str, what: str) -> Any:  # noqa: ANN401 - requests' Response
+def _get(host: str, path: str, what: str, method: str = "GET") -> Any:  # noqa: ANN401 - requests' Response
     """Return the registry's answer about a repository, logged in as Docker is if it asks."""
     from oras.container import Container as Reference  # noqa: PLC0415 - as requests above
     from oras.logger import setup_logger  # noqa: PLC0415
@@ -220,21 +312,56 @@ def _get(host: str, path: str, what: str) -> Any:  # noqa: ANN401 - requests' Re
     host = "registry-1.docker.io" if hub else host
     client = Client(host, insecure=plain)
     client.auth._auth_config = _logins()  # its own reading knows no DOCKER_CONFIG
-    client.auth.load_configs(Reference(f"{host}/{path}"))
-    if hub:
-        client.auth._load_auth("https://index.docker.io/v1/")  # the name `docker login` keeps
-    client.session.verify = ca.bundle()
+    with _helped(host):
+        client.auth.load_configs(Reference(f"{host}/{path}"))
+        if hub:
+            client.auth._load_auth("https://index.docker.io/v1/")  # the name `docker login` keeps
+    # With each call, since REQUESTS_CA_BUNDLE goes before what a session trusts; the server of its
+    # tokens is asked by calls that have no timeout.
+    client.auth._tls_verify = ca.bundle()
+    client.session.request = functools.partial(
+        client.session.request, timeout=_REGISTRY_SECONDS, verify=ca.bundle()
+    )
+    answers: list[Any] = []
+    client.session.hooks["response"].append(lambda answer, **_: answers.append(answer))
     url = f"{client.prefix}://{host}/v2/{path}/{what}"
     headers = {"Accept": ", ".join((*_MANIFESTS, "application/json"))}
-    response = client.session.get(url, headers=headers, timeout=_REGISTRY_SECONDS)
+
+    def ask() -> Any:  # noqa: ANN401 - as above
+        return client.session.request(
+            method,
+            url,
+            headers=headers,
+            # That a blob lies elsewhere is answer enough; where it lies may refuse to be asked.
+            allow_redirects=method != "HEAD",
+        )
+
+    response = ask()
     if response.status_code != 401:  # noqa: PLR2004 - HTTP's own number
         return response
     basic = getattr(client.auth, "_basic_auth", None)
-    if response.headers.get("Www-Authenticate", "").lower().startswith("basic"):
+    challenge = response.headers.get("Www-Authenticate", "").lower()
+    if challenge.startswith("basic"):
         headers |= {"Authorization": f"Basic {basic}"} if basic else {}
-    else:
+    elif "realm=" in challenge:
         headers, _ = client.auth.authenticate_request(response, headers)
-    return client.session.get(url, headers=headers, timeout=_REGISTRY_SECONDS)
+        # Or a server of tokens that stumbles would look like a registry that knows nobody.
+        if answers[-1].status_code in retry.STATUSES:
+            return answers[-1]
+    return ask()
+
+
+@contextlib.contextmanager
+def _helped(host: str) -> Iterator[None]:
+    """Say it in words where the helper that keeps Docker's passwords fails."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise PublishError(
+            f"the login for {host} cannot be read",
+            why=f"the helper that Docker's config.json names fails: {error}",
+            next_step=f"see that `docker login {host}` works, or take the helper out of it",
+        ) from error
 
 
 def _logins() -> dict[str, Any]:
@@ -242,7 +369,8 @@ def _logins() -> dict[str, Any]:
     folder = os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker"
     content: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
-        content = json.loads(Path(folder, "config.json").read_text())
+        read = json.loads(Path(folder, "config.json").read_text())
+        content = read if isinstance(read, dict) else {}
     empty: dict[str, Any] = {"auths": {}, "credHelpers": {}, "credsStore": None}
     return empty | {name: content[name] for name in empty if content.get(name)}
 
@@ -282,7 +410,10 @@ class Docker:
         shown = _docker("image", "inspect", *names)
         if shown is None:
             return None
-        image, *others = json.loads(shown)
+        try:
+            image, *others = json.loads(shown)
+        except ValueError:  # the daemon ended in the middle of it
+            return None
         # Another image may have taken a readable tag since, and then there is something to do.
         if any(other["Id"] != image["Id"] for other in others):
             return None
@@ -364,8 +495,16 @@ class Archive:
             return None
         try:
             digest, labels = _read_archive(path)
-        except (tarfile.TarError, KeyError, ValueError, OSError):
-            return None
+        except (
+            tarfile.TarError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            ValueError,
+            OSError,
+            EOFError,
+        ):
+            return None  # half of one, or something else by its name
         if labels.get(KEY_LABEL) != spec.key:
             return None
         return Delivered(
