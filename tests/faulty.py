@@ -50,12 +50,14 @@ class Faulty:
     """The proxy: `rate` of its requests fail, by a random number of a known seed.
 
     With a `script` the next requests have just these faults, in this order, and no other has any.
+    Requests without `only` in their paths pass untouched.
     """
 
     rate: float
     faults: Sequence[str]
     seed: int
     script: list[str] | None = None
+    only: str = ""
     host: str = ""
     seen: list[Seen] = field(default_factory=list)
 
@@ -63,8 +65,10 @@ class Faulty:
         self._random = random.Random(self.seed)  # noqa: S311 - the same faults in each run
         self._lock = threading.Lock()
 
-    def fault(self) -> str:
-        """Return what happens to the next request, nothing mostly."""
+    def fault(self, path: str) -> str:
+        """Return what happens to a request, nothing mostly."""
+        if self.only not in path:
+            return ""
         with self._lock:
             if self.script is not None:
                 return self.script.pop(0) if self.script else ""
@@ -96,10 +100,11 @@ def faulty(
     faults: Sequence[str] = ALL,
     seed: int = 1,
     script: Sequence[str] | None = None,
+    only: str = "",
     address: str = "",
 ) -> Iterator[Faulty]:
     """Stand before `backend`, a ``host:port`` of loopback, with TLS by `pem`."""
-    proxy = Faulty(rate, faults, seed, None if script is None else list(script))
+    proxy = Faulty(rate, faults, seed, None if script is None else list(script), only)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -137,14 +142,14 @@ def faulty(
 
 
 def _pass_on(proxy: Faulty, request: BaseHTTPRequestHandler, backend: str, scheme: str) -> None:
-    fault, status = proxy.fault(), 0
+    fault, status = proxy.fault(request.path), 0
     try:
         if fault == "reset":
             _reset(request)
         elif fault == "cut request":
             _read(request, half=True)
             _reset(request)
-        elif fault in STATUSES:
+        elif fault.isdecimal():
             for _ in _body(request):
                 pass
             _refuse(request, int(fault))

@@ -178,12 +178,16 @@ def make_wheel(folder: Path, name: str, files: Mapping[str, str] | None = None) 
 
 
 @pytest.fixture(scope="session")
-def registry() -> Iterator[str]:
-    """Yield a registry that anybody may push to; what was pushed goes at the end."""
-    with (
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        services.registry(Path(folder)) as host,
-    ):
+def registry_folder() -> Iterator[Path]:
+    """Yield where the registry keeps what is pushed to it; it goes at the end."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def registry(registry_folder: Path) -> Iterator[str]:
+    """Yield a registry that anybody may push to."""
+    with services.registry(registry_folder) as host:
         yield host
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,6 +22,8 @@ class Row:
     holds: str
     check: Callable[[Any], None]
     slow: bool = False
+    root: bool = False
+    """Whether it mounts a disk."""
 
     @property
     def id(self) -> str:
@@ -34,12 +37,12 @@ class Table:
         self.rows: list[Row] = []
 
     def row(
-        self, where: str, fault: str, holds: str, *, slow: bool = False
+        self, where: str, fault: str, holds: str, *, slow: bool = False, root: bool = False
     ) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
         """Add the function as the check of a row."""
 
         def add(check: Callable[[Any], None]) -> Callable[[Any], None]:
-            self.add(Row(where, fault, holds, check, slow))
+            self.add(Row(where, fault, holds, check, slow, root))
             return check
 
         return add
@@ -49,8 +52,9 @@ class Table:
 
     def parametrized(self) -> pytest.MarkDecorator:
         """Return what makes a test run once for each row, as its parameter `row`."""
+        no_mounts = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts disks")
         marked = [
-            pytest.param(it, id=it.id, marks=[pytest.mark.slow] if it.slow else [])
+            pytest.param(it, id=it.id, marks=[pytest.mark.slow] * it.slow + [no_mounts] * it.root)
             for it in self.rows
         ]
         return pytest.mark.parametrize("row", marked)

@@ -535,7 +535,9 @@ def broken_records(bench: Bench) -> None:
     assert records.path().read_bytes().count(b"\n") == 2
 
 
-@TABLE.row("records of compiles", "the disk is full", "the compile is delivered all the same")
+@TABLE.row(
+    "records of compiles", "the disk is full", "the compile is delivered all the same", root=True
+)
 def full_records(bench: Bench) -> None:
     with small_disk(bench.folder / "state", 1) as folder:
         bench.monkeypatch.setenv("XDG_STATE_HOME", str(folder))
@@ -607,7 +609,7 @@ def no_logs(bench: Bench) -> None:
     ends_with(cresset(bench, "build", "simple"), 1, "cannot be written", "XDG_STATE_HOME")
 
 
-@TABLE.row("log folder", "read-only", "exit 1 in words, before anything starts")
+@TABLE.row("log folder", "read-only", "exit 1 in words, before anything starts", root=True)
 def read_only_logs(bench: Bench) -> None:
     with small_disk(bench.folder / "s", 1) as folder:
         subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
@@ -628,7 +630,7 @@ def env_bytes(bench: Bench) -> None:
     ends_with(cresset(bench, "plan", "simple"), 2, ".env")
 
 
-@TABLE.row(".env", "nobody may read it", "exit 2 in words")
+@TABLE.row(".env", "nobody may read it", "exit 2 in words", root=True)
 def env_unreadable(bench: Bench) -> None:
     cresset(bench, "plan", "simple")
     env = bench.folder / "checkout/.env"
@@ -702,7 +704,10 @@ for _year in ("2001", "2099"):
 
 
 @TABLE.row(
-    ".env", "the disk is full when IMAGE is written down", "the reference is printed, .env is whole"
+    ".env",
+    "the disk is full when IMAGE is written down",
+    "the reference is printed, .env is whole",
+    root=True,
 )
 def full_env(bench: Bench) -> None:
     name = bench.name()
