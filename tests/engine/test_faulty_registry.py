@@ -19,6 +19,7 @@ import pytest
 
 from pipeline import publish
 from tests.engine.conftest import Checkout, new_name
+from tests.faults.rows import ROW
 from tests.faulty import ALL, Authority, Faulty, authority, faulty
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -117,7 +118,10 @@ def test_everything_is_published_once_and_nothing_by_halves(
     private_registry: str,
     seed: int,
     figure: Callable[[str], None],
+    record_property: Callable[[str, object], None],
 ) -> None:
+    held = "published once, nothing by halves, digests and blobs read back"
+    record_property(ROW, ("registry, TLS and login", f"one request in five, seed {seed}", held))
     behind, name = Behind(private_registry), new_name()
     ended = threading.Event()
     wrong: list[str] = []
@@ -172,8 +176,13 @@ def committed(seen: list[Any]) -> list[str]:
 
 
 def test_a_base_is_pulled_from_it_too(
-    trusting: Checkout, ca: Authority, private_registry: str
+    trusting: Checkout,
+    ca: Authority,
+    private_registry: str,
+    record_property: Callable[[str, object], None],
 ) -> None:
+    held = "it is pulled, and an image built on it delivered"
+    record_property(ROW, ("registry, base", "one request in five", held))
     name = new_name()
     with faulty(private_registry, pem=ca.server, rate=0) as proxy:
         log_in(trusting, proxy.host)
