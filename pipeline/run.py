@@ -227,8 +227,10 @@ def started(
         )
 
 
-def _guard(spec: ImageSpec, *, compiling: bool) -> Iterator[str]:
+def _guard(spec: ImageSpec, compiled: Sequence[str]) -> Iterator[str]:
     """Yield what to say of room that may not do beside the local engine.
+
+    `compiled` names what is to be compiled: wheels, and the MAGMA of a devel image.
 
     Raises:
         BuildError: it cannot do.
@@ -237,7 +239,7 @@ def _guard(spec: ImageSpec, *, compiling: bool) -> Iterator[str]:
     from pipeline.engine import local  # noqa: PLC0415 - as in started
     from pipeline.host import machine  # noqa: PLC0415
 
-    kind: room.Kind = "compile" if compiling else "wheels" if spec.torch else "simple"
+    kind: room.Kind = "compile" if compiled else "wheels" if spec.torch else "simple"
     free, held = shutil.disk_usage(local.log_path().parent).free, 0
     if room.disk(kind, free) != "fits":
         held = local.held()  # counted only now: it takes seconds
@@ -256,12 +258,14 @@ def _guard(spec: ImageSpec, *, compiling: bool) -> Iterator[str]:
             "if it ends for want of room, `python -m pipeline engine prune` makes some"
         )
     memory = sum(machine.memory_bytes())
-    if compiling and (verdict := room.memory(memory)) != "fits":
+    torch = "torch" in compiled
+    if compiled and (verdict := room.memory(memory, torch=torch)) != "fits":
         has = f"{memory / room.GB:.1f} GB of memory, swap included"
         if verdict == "full":
+            least = room.COMPILER if torch else room.COMPILER_LEAST
             raise BuildError(
                 "there is no memory to compile with",
-                why=f"there are {has}, and this takes {room.COMPILER_LEAST / room.GB:.0f} GB",
+                why=f"there are {has}, and one compiler takes up to {least / room.GB:.1f} GB",
                 next_step="add swap (python -m pipeline doctor shows how), or compile elsewhere",
             )
         yield f"memory: {has}, so files are compiled one by one"
@@ -331,9 +335,10 @@ async def _run(
                 if store and store.has(it)
             }
             # The devel image compiles MAGMA, whether or not torch's wheel is there.
-            compiling = spec.target == "devel" or len(stored) < len(spec.compiled)
+            compiled = [it.package for it in spec.compiled if it.key not in stored]
+            compiling = ["magma"] if spec.target == "devel" else compiled
             if choice.kind == "local":
-                for line in _guard(spec, compiling=compiling):
+                for line in _guard(spec, compiling):
                     report.note(line)
             base = build_base = bottom.nothing()
             origin = ""

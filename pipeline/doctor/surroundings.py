@@ -26,7 +26,7 @@ def judge(machine: Machine, settings: Settings, *, simple: bool = False) -> Iter
     yield from _engine(machine, settings)
     yield from _disk(machine, _kind(settings, simple=simple))
     if _kind(settings, simple=simple) == "compile":
-        yield from _memory(machine)
+        yield from _memory(machine, torch=_compiles_torch(settings))
     yield from _proxy(machine, settings)
     yield from _certificates(machine)
     yield from _registry(machine, settings)
@@ -44,6 +44,10 @@ def _kind(settings: Settings, *, simple: bool) -> Kind:
     if simple:
         return "simple"
     return "compile" if compiles(settings) else "wheels"
+
+
+def _compiles_torch(settings: Settings) -> bool:
+    return (settings.torch_source or settings.build_mode) not in {"index", "exclude"}
 
 
 def serves(machine: Machine) -> bool:
@@ -130,9 +134,9 @@ def _disk(machine: Machine, kind: Kind) -> Iterator[Finding]:
         )
 
 
-def _memory(machine: Machine) -> Iterator[Finding]:
+def _memory(machine: Machine, *, torch: bool) -> Iterator[Finding]:
     memory = machine.memory + machine.swap
-    verdict = room.memory(memory)
+    verdict = room.memory(memory, torch=torch)
     if not machine.memory or verdict == "fits":
         return
     add = (

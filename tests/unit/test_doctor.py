@@ -624,6 +624,7 @@ class Answer:
     def __init__(self, status: int, content: Any = None, link: str = "") -> None:
         self.headers = {"Link": link}
         self.status_code = status
+        self.ok = status < 400
         self.reason = "Forbidden" if status == 403 else "it"
         self.text = json.dumps(content)
 
@@ -645,8 +646,8 @@ def test_the_tags_of_the_registry_are_asked_for(monkeypatch: pytest.MonkeyPatch)
     ran = run("doctor", "--json", environ=ALONE | {"REGISTRY": "ghcr.io/team"})
     assert json.loads(ran.out)["machine"]["registry"]["tags"] == ["a", "b", "c"]
     assert asked == [
-        ("ghcr.io", "team/cresset", "tags/list?n=1000"),
-        ("ghcr.io", "team/cresset", "tags/list?last=b&n=1000"),
+        ("ghcr.io", "team/cresset", "tags/list?n=1000", "GET"),
+        ("ghcr.io", "team/cresset", "tags/list?last=b&n=1000", "GET"),
     ]
 
 
