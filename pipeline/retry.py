@@ -38,6 +38,8 @@ STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _STUMBLED: Final = re.compile(
     r"(status|response|code)\b[^\n]*\b(408|425|429|500|502|503|504)\b"
     r"|connection (reset|refused)|broken pipe|\bEOF\b|closed network connection|i/o timeout"
+    # What a registry says of itself in JSON, which the engine tells without the status.
+    r"|\bunavailable:|toomanyrequests:|unknown: unknown error"
     r"|handshake timeout|TLS handshake|timeout awaiting|server closed|stream error|GOAWAY"
     r"|request canceled while waiting|blob upload unknown|digest did not match|failed size val",
     re.IGNORECASE,

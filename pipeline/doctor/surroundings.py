@@ -11,7 +11,7 @@ from pipeline.host import room
 from pipeline.host.machine import Machine
 from pipeline.host.room import COMPILER, GB, Kind
 from pipeline.settings import Settings
-from pipeline.validate_source import compiles
+from pipeline.validate_source import compiles, kind
 
 FREE_FOR_CACHE: Final = 0.2
 """The share of a disk that Dagger's engine keeps free, by throwing its cache away if it must."""
@@ -47,7 +47,7 @@ def _kind(settings: Settings, *, simple: bool) -> Kind:
 
 
 def _compiles_torch(settings: Settings) -> bool:
-    return (settings.torch_source or settings.build_mode) not in {"index", "exclude"}
+    return kind(settings, "TORCH") != "index"
 
 
 def serves(machine: Machine) -> bool:
@@ -99,7 +99,7 @@ def _engine(machine: Machine, settings: Settings) -> Iterator[Finding]:
     )
 
 
-def _disk(machine: Machine, kind: Kind) -> Iterator[Finding]:
+def _disk(machine: Machine, what: Kind) -> Iterator[Finding]:
     used = {"engine", "here"} | ({"docker"} if serves(machine) else set())
     disks = [it for it in machine.disks if it.what in used]
     if not disks:
@@ -110,18 +110,18 @@ def _disk(machine: Machine, kind: Kind) -> Iterator[Finding]:
         if least.what == "docker" or (serves(machine) and least.what == "here")
         else "python -m pipeline engine prune"
     )
-    verdict = room.disk(kind, least.free, least.held)
+    verdict = room.disk(what, least.free, least.held)
     if verdict != "fits":
-        what = f"{least.free / GB:.0f} GB are free"
+        free = f"{least.free / GB:.0f} GB are free"
         if least.held:
-            what += f", and {least.held / GB:.0f} GB are the local engine's"
-        need = room.DISK[kind]
+            free += f", and {least.held / GB:.0f} GB are the local engine's"
+        need = room.DISK[what]
         if verdict == "full":
             why = f"a first build of this kind takes {need.least / GB:.0f} GB at the very least"
-            yield error("disk-full", what, why, mend, stops="build")
+            yield error("disk-full", free, why, mend, stops="build")
         else:
             why = f"a first build of this kind takes up to {need.usual / GB:.0f} GB"
-            yield warning("disk-low", what, why, mend)
+            yield warning("disk-low", free, why, mend)
     own = next((it for it in disks if it.what == "docker"), None)
     if own and own.total and own.free < FREE_FOR_CACHE * own.total:
         yield warning(

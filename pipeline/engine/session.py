@@ -144,6 +144,7 @@ async def why_unavailable(image: dagger.Container) -> str:
         try:
             with anyio.fail_after(_PULL_SECONDS):
                 await image.platform()
+            _ = await image.sync()  # its layers too
         except dagger.QueryError as error:
             why = str(error).strip().splitlines()[-1]
             refusal = BuildError("the base cannot be pulled", why=why)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
+import os
+import tarfile
 import threading
 import time
 import urllib.error
@@ -17,10 +20,12 @@ from typing import Any
 
 import pytest
 
-from pipeline import publish
+from pipeline import publish, retry
+from pipeline.engine import select, session
+from pipeline.stages.base import base_from_registry
 from tests.engine.conftest import Checkout, new_name
 from tests.faults.rows import ROW
-from tests.faulty import ALL, Authority, Faulty, authority, faulty
+from tests.faulty import Authority, authority, faulty
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -175,25 +180,68 @@ def committed(seen: list[Any]) -> list[str]:
     ]
 
 
-def test_a_base_is_pulled_from_it_too(
-    trusting: Checkout,
-    ca: Authority,
-    private_registry: str,
+def put_base(host: str, name: str) -> None:
+    """Put an image of two layers into a registry, each big enough to be cut off in the middle."""
+
+    def ask(method: str, path: str, body: bytes = b"", kind: str = "") -> Any:
+        headers = {"Authorization": LOGIN} | ({"Content-Type": kind} if kind else {})
+        url = path if path.startswith("http") else f"http://{host}/v2/{name}/{path}"
+        request = urllib.request.Request(url, body or None, headers, method=method)  # noqa: S310
+        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 - http
+            return answer.headers
+
+    def blob(content: bytes, kind: str) -> dict[str, Any]:
+        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        place = ask("POST", "blobs/uploads/")["Location"]
+        ask("PUT", f"{place}&digest={digest}", content, "application/octet-stream")
+        media_type = f"application/vnd.oci.image.{kind}"
+        return {"mediaType": media_type, "digest": digest, "size": len(content)}
+
+    layers = []
+    for number in range(2):
+        with io.BytesIO() as file:
+            with tarfile.open(fileobj=file, mode="w") as tar:
+                member = tarfile.TarInfo(f"file{number}")
+                member.size = 5 << 20
+                tar.addfile(member, io.BytesIO(os.urandom(member.size)))
+            layers.append(file.getvalue())
+    ids = [f"sha256:{hashlib.sha256(it).hexdigest()}" for it in layers]
+    about = {"architecture": "amd64", "os": "linux", "config": {},
+             "rootfs": {"type": "layers", "diff_ids": ids}}  # fmt: skip
+    config = blob(json.dumps(about).encode(), "config.v1+json")
+    described = [blob(it, "layer.v1.tar") for it in layers]
+    manifest = {"schemaVersion": 2, "mediaType": publish._MANIFESTS[0], "config": config,
+                "layers": described}  # fmt: skip
+    ask("PUT", "manifests/it", json.dumps(manifest).encode(), publish._MANIFESTS[0])
+
+
+def pulled(refs: list[str], log: Path) -> list[str]:
+    """Return why each image cannot be pulled, by the machine's own engine."""
+    choice = select.choose("local", print)
+
+    async def work() -> list[str]:
+        with log.open("w") as stream:
+            async with session.session(choice, stream):
+                return [await session.why_unavailable(base_from_registry(it)) for it in refs]
+
+    return session.run(work())
+
+
+def test_bases_are_pulled_from_it_too(
+    registry: str,
+    tmp_path: Path,
+    figure: Callable[[str], None],
     record_property: Callable[[str, object], None],
 ) -> None:
-    held = "it is pulled, and an image built on it delivered"
+    held = "four images, each pulled whole"
     record_property(ROW, ("registry, base", "one request in five", held))
-    name = new_name()
-    with faulty(private_registry, pem=ca.server, rate=0) as proxy:
-        log_in(trusting, proxy.host)
-        ran = trusting.cresset("build", "simple", REGISTRY=f"{proxy.host}/{name}")
-        assert ran.code == 0, ran.err
-        base = ran.out.strip()
-    with faulty(private_registry, pem=ca.server, faults=ALL, seed=4) as proxy:
-        log_in(trusting, proxy.host)
-        image = f"{proxy.host}/{base.partition('/')[2]}"
-        given = {"BASE_SOURCE": "image", "BASE_IMAGE": image, "SERVICE": "simple"}
-        ran = trusting.cresset("build", "simple", REGISTRY=f"{proxy.host}/{name}-2", **given)
-        assert ran.code == 0, ran.err
-        assert isinstance(proxy, Faulty)
-        assert proxy.failed()
+    names = [new_name() for _ in range(4)]
+    for name in names:
+        put_base(registry, name)
+    said: list[str] = []
+    with faulty(registry, seed=7, address="127.0.0.1") as proxy, retry.told(said.append):
+        assert pulled([f"{proxy.host}/{it}:it" for it in names], tmp_path / "log") == [""] * 4
+    layers = [it for it in proxy.seen if "/blobs/" in it.path and it.status == 200]
+    assert len(layers) >= 4 * 2
+    figure(f"{len(proxy.seen)} requests, {len(proxy.failed())} with a fault, {len(said)} tries")
+    assert proxy.failed()

@@ -114,6 +114,8 @@ def test_what_is_awaited_is_tried_again_too() -> None:
         'failed to do request: Post "https://r/": EOF',
         "dial tcp 1.2.3.4:443: connect: connection refused",
         "net/http: TLS handshake timeout",
+        "unavailable: service unavailable",
+        "toomanyrequests: You have reached your pull rate limit",
     ],
 )
 def test_the_engine_tells_of_what_may_pass(message: str) -> None:
@@ -128,6 +130,7 @@ def test_the_engine_tells_of_what_may_pass(message: str) -> None:
         "server message: insufficient_scope: authorization failed: 401 Unauthorized",
         "tls: failed to verify certificate: x509: certificate signed by unknown authority",
         "docker.io/library/nothing:503: not found",
+        "manifest unknown: manifest unknown",
         "write /var/lib/dagger/x: no space left on device",
         'process "pip install x" did not complete successfully: exit code: 1',
         "dial tcp: lookup registry-1.docker.io: no such host",
