@@ -14,10 +14,10 @@ import os
 import re
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from pipeline import retry, tags
 from pipeline.errors import PublishError
@@ -26,6 +26,8 @@ from pipeline.spec import ImageSpec
 
 if TYPE_CHECKING:
     from dagger import Container, ImageLayerCompression
+
+T = TypeVar("T")
 
 DIST: Final = Path("dist")
 KEY_LABEL: Final = "dev.cresset.key"
@@ -98,7 +100,7 @@ class Registry:
             await push(image, self.repository, tag, spec.compression)
             for tag in tags.tags(spec, self.image_name)
         }
-        delivered = self.find(spec)
+        delivered = await read_back(lambda: self.find(spec))
         if delivered is None or pushed != {delivered.digest}:
             raise PublishError(
                 f"{self.repository} took the image and does not have it under all its tags",
@@ -120,6 +122,13 @@ class Registry:
             next_step=f"docker pull {self.repository}:{spec.variant}",
             image=f"{self.repository}:{spec.variant}@{digest}",
         )
+
+
+async def read_back(once: Callable[[], T]) -> T:
+    """Return what a call to a registry returns, which may wait and so must not hold up Ctrl-C."""
+    from anyio import to_thread  # noqa: PLC0415 - only a real delivery needs it
+
+    return await to_thread.run_sync(once, abandon_on_cancel=True)
 
 
 async def push(image: Container, repository: str, tag: str, compression: str) -> str:

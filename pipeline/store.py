@@ -83,7 +83,7 @@ class Registry:
         )
         # A wheel is compressed already.
         await publish.push(image, self.repository, _tag(spec), "uncompressed")
-        if not self.has(spec):
+        if not await publish.read_back(lambda: self.has(spec)):
             raise PublishError(
                 f"{self.repository} took {spec.variant} and does not have it whole",
                 why="the registry answered the push with success, and now answers otherwise",
