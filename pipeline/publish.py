@@ -7,6 +7,7 @@ SDK and no library that it does not need is imported for it.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import hashlib
 import json
@@ -101,11 +102,15 @@ class Registry:
             for tag in tags.tags(spec, self.image_name)
         }
         delivered = await read_back(lambda: self.find(spec))
-        if delivered is None or pushed != {delivered.digest}:
+        # Another machine may have delivered the same meanwhile; then ours is there without a tag.
+        others = pushed - {delivered.digest} if delivered else pushed
+        if delivered is None or not await read_back(
+            lambda: all(whole(self.repository, digest) for digest in others)
+        ):
             raise PublishError(
                 f"{self.repository} took the image and does not have it under all its tags",
                 why="the registry answered every push with success, and now answers otherwise"
-                + (f": {delivered.digest} in place of {', '.join(pushed)}" if delivered else ""),
+                + (f": {delivered.digest} in place of {', '.join(others)}" if delivered else ""),
                 next_step="look into the registry's log and storage, and run it again with --force",
             )
         return delivered
@@ -198,8 +203,10 @@ def whole(repository: str, tag: str) -> bool:
         # A registry that keeps its blobs elsewhere sends the client there, and tells no size.
         return bool(response.ok) and response.headers.get("Content-Length", "0") in {str(size), "0"}
 
+    # Each in a context of the caller's, which says where tries are told.
+    contexts = [contextvars.copy_context() for _ in blobs]
     with ThreadPoolExecutor(_AT_ONCE) as threads:
-        return all(threads.map(there, blobs.items()))
+        return all(threads.map(lambda it, blob: it.run(there, blob), contexts, blobs.items()))
 
 
 def _manifest(repository: str, tag: str) -> tuple[str, dict[str, int]] | None:
