@@ -93,7 +93,7 @@ $(READY): requirements.lock pyproject.toml
 
 # The tests start a real registry, Redis, git server and Docker daemon themselves, and compile with a
 # real ccache. By command and package: what another package brings is not installed beside it.
-TOOLS := ccache:ccache docker:docker.io docker-registry:docker-registry dockerd:docker.io gcc:gcc git:git redis-server:redis-server ssh:openssh-client tmux:tmux
+TOOLS := ccache:ccache docker:docker.io docker-registry:docker-registry dockerd:docker.io faketime:faketime gcc:gcc git:git redis-server:redis-server ssh:openssh-client tmux:tmux
 $(TESTABLE): $(READY) Makefile
 	@missing=$$(for it in $(TOOLS); do command -v $${it%:*} >/dev/null || echo $${it#*:}; done); [ -z "$$missing" ] || (apt-get update -q && apt-get install -q -y --no-install-recommends $$missing libc6-dev)
 	@touch $@

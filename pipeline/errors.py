@@ -7,6 +7,8 @@ with :attr:`CressetError.exit_code`.
 from __future__ import annotations
 
 import contextlib
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,13 +179,40 @@ class Interrupted(CressetError):
     exit_code = 130
 
 
+class Terminated(Interrupted):
+    """A service manager's or CI's way to end it; the exit code is the shells' (128 + SIGTERM)."""
+
+    exit_code = 143
+
+
+_terminated = threading.Event()
+
+
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Turn Ctrl-C into an end that says what is left and how to go on."""
+    """Turn Ctrl-C, and SIGTERM, into an end that says what is left and how to go on."""
+
+    def terminate(_number: int, _frame: object) -> None:
+        _terminated.set()
+        # asyncio, and all that cleans up, knows what to do at a Ctrl-C.
+        signal.raise_signal(signal.SIGINT)
+
+    # Only the main thread may, and only where nobody else has a use for it.
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
+    if ours:
+        signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(
+        kind = Terminated if _terminated.is_set() else Interrupted
+        raise kind(
             "stopped; what is finished stays in the engine's cache",
             next_step="run the same command again to go on",
         ) from None
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            _terminated.clear()

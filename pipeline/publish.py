@@ -7,24 +7,29 @@ SDK and no library that it does not need is imported for it.
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import functools
+import hashlib
 import json
 import os
 import re
 import subprocess
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from pipeline import tags
+from pipeline import retry, tags
 from pipeline.errors import Problem, PublishError
 from pipeline.host import ca
 from pipeline.spec import ImageSpec
 
 if TYPE_CHECKING:
     from dagger import Container, ImageLayerCompression
+
+T = TypeVar("T")
 
 DIST: Final = Path("dist")
 KEY_LABEL: Final = "dev.cresset.key"
@@ -35,6 +40,7 @@ _INDEXES = (
     "application/vnd.oci.image.index.v1+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
 )
+_AT_ONCE = 8
 _MANIFESTS = (
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v2+json",
@@ -95,25 +101,27 @@ class Registry:
         found = self._manifest(key, spec)
         if found is None or any(self._manifest(tag, spec) != found for tag in readable):
             return None
-        return found
+        # A registry that was cut off, or tidied up wrongly, has manifests of what is gone.
+        return found if whole(self.repository, key) else None
 
     async def deliver(self, image: Container, spec: ImageSpec) -> Delivered:
-        import dagger  # noqa: PLC0415 - most of a second, and only a real delivery needs it
-
+        # The key's own tag is the last: what is found by it has all the others, and every blob.
         *names, key = tags.tags(spec, self.image_name)
-        try:
-            for tag in (*names, tags.dated(spec, datetime.now(UTC).date()), key):
-                await image.publish(
-                    f"{self.repository}:{tag}", forced_compression=_forced(spec.compression)
-                )
-        except dagger.QueryError as error:
-            raise refused(self.repository, str(error)) from error
-        delivered = self.find(spec)
-        if delivered is None:
+        pushed = {
+            await push(image, self.repository, tag, spec.compression)
+            for tag in (*names, tags.dated(spec, datetime.now(UTC).date()), key)
+        }
+        delivered = await read_back(lambda: self.find(spec))
+        # Another machine may have delivered the same meanwhile; then ours is there without a tag.
+        others = pushed - {delivered.digest} if delivered else pushed
+        if delivered is None or not await read_back(
+            lambda: all(whole(self.repository, digest) for digest in others)
+        ):
             raise PublishError(
                 f"{self.repository} took the image and does not have it under all its tags",
-                why="the registry answered every push with success, and now answers otherwise",
-                next_step="look into the registry's log and storage",
+                why="the registry answered every push with success, and now answers otherwise"
+                + (f": {delivered.digest} in place of {', '.join(others)}" if delivered else ""),
+                next_step="look into the registry's log and storage, and run it again with --force",
             )
         return delivered
 
@@ -131,6 +139,46 @@ class Registry:
         )
 
 
+async def read_back(once: Callable[[], T]) -> T:
+    """Return what a call to a registry returns, which may wait and so must not hold up Ctrl-C."""
+    from anyio import to_thread  # noqa: PLC0415 - only a real delivery needs it
+
+    return await to_thread.run_sync(once, abandon_on_cancel=True)
+
+
+async def push(image: Container, repository: str, tag: str, compression: str) -> str:
+    """Publish an image under one tag, and return its digest.
+
+    The engine itself gives up at the first request that is lost, whatever else it was sending
+    (dagger v0.21.8, engine/server/resolver PushImage; of what it is answered it asks once more at
+    408, 429, 500, 503 and 504). What has arrived by then is not sent again.
+
+    Raises:
+        PublishError: the registry does not take it.
+
+    """
+    import dagger  # noqa: PLC0415 - most of a second, and only a real delivery needs it
+
+    async def once() -> str:
+        try:
+            ref = await image.publish(
+                f"{repository}:{tag}", forced_compression=_forced(compression)
+            )
+        except dagger.QueryError as error:
+            if not retry.stumbled(str(error)):
+                raise refused(repository, str(error)) from error
+            lost = PublishError(
+                f"{repository} loses what is pushed to it",
+                why=str(error),
+                next_step="run it again: what has arrived is not sent again; or look into the "
+                "registry's log and free space, and at the network",
+            )
+            raise retry.Lost(lost) from error
+        return ref.rpartition("@")[2]
+
+    return await retry.acall(once, tries=retry.PUSH_TRIES)
+
+
 def manifest(repository: str, tag: str) -> tuple[str, int] | None:
     """Return digest and size in bytes of what a registry has under a tag, None if nothing.
 
@@ -138,23 +186,67 @@ def manifest(repository: str, tag: str) -> tuple[str, int] | None:
         PublishError: the registry cannot be asked, or answers with anything else.
 
     """
+    found = _manifest(repository, tag)
+    if found is None:
+        return None
+    digest, blobs = found
+    return digest, sum(blobs.values())
+
+
+def whole(repository: str, tag: str) -> bool:
+    """Say whether a registry has what is under a tag, and every blob of it in its full size.
+
+    Raises:
+        PublishError: the registry cannot be asked, or answers with anything else.
+
+    """
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - as requests below
+
+    found = _manifest(repository, tag)
+    if found is None:
+        return False
+    _, blobs = found
+
+    def there(blob: tuple[str, int]) -> bool:
+        digest, size = blob
+        response = _answer(repository, f"blobs/{digest}", method="HEAD")
+        # A registry that keeps its blobs elsewhere sends the client there, and tells no size.
+        return bool(response.ok) and response.headers.get("Content-Length", "0") in {str(size), "0"}
+
+    # Each in a context of the caller's, which says where tries are told.
+    contexts = [contextvars.copy_context() for _ in blobs]
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        return all(threads.map(lambda it, blob: it.run(there, blob), contexts, blobs.items()))
+
+
+def _manifest(repository: str, tag: str) -> tuple[str, dict[str, int]] | None:
+    """Return the digest of what is under a tag, and the sizes of its blobs by their digests."""
     import requests  # noqa: PLC0415 - needed only where a registry is named
 
-    host = repository.partition("/")[0]
-    response = _answer(repository, f"manifests/{tag}")
-    if response.status_code == requests.codes.not_found:
-        return None
-    try:
-        content = response.json()
-        digest = response.headers["Docker-Content-Digest"]
-        size = sum(blob["size"] for blob in [content["config"], *content["layers"]])
-    except (ValueError, LookupError, TypeError) as error:
-        raise PublishError(
-            f"{host} is not a registry, or something before it answers in its place",
-            why=f"it was asked for a manifest and says {response.text[:200]!r}",
-            next_step="check REGISTRY, and the machine's proxies",
-        ) from error
-    return digest, size
+    def once() -> tuple[str, dict[str, int]] | None:
+        response = _answer(repository, f"manifests/{tag}")
+        if response.status_code == requests.codes.not_found:
+            return None
+        try:
+            content = response.json()
+            digest = response.headers["Docker-Content-Digest"]
+            blobs = {
+                it["digest"]: int(it["size"]) for it in [content["config"], *content["layers"]]
+            }
+        except (ValueError, LookupError, TypeError) as error:
+            raise _no_registry(repository, "a manifest", response.text) from error
+        # What is read is what was asked for, or the digest would name something else.
+        if digest != (read := f"sha256:{hashlib.sha256(response.content).hexdigest()}"):
+            raise retry.Lost(
+                PublishError(
+                    f"{repository}:{tag} is not what the registry says it is",
+                    why=f"it names {digest}, and what it sends is {read}",
+                    next_step="look into the registry's storage, or what stands before it",
+                )
+            )
+        return digest, blobs
+
+    return retry.call(once)
 
 
 def digest(reference: str) -> str | Problem:
@@ -179,7 +271,7 @@ def digest(reference: str) -> str | Problem:
     return Problem("", reference, f"its registry says {response.status_code} {response.reason}")
 
 
-def published(repository: str) -> tuple[str, ...]:
+def published(repository: str, *, tries: int = retry.TRIES) -> tuple[str, ...]:
     """Return the tags that a repository has; none if it is not there.
 
     Raises:
@@ -191,17 +283,13 @@ def published(repository: str) -> tuple[str, ...]:
     found: list[str] = []
     page = "tags/list?n=1000"
     while page:
-        response = _answer(repository, page)
+        response = _answer(repository, page, tries=tries)
         if response.status_code == requests.codes.not_found:
             break
         try:
             found += map(str, response.json().get("tags") or ())
         except (ValueError, TypeError, AttributeError) as error:
-            raise PublishError(
-                f"{repository.partition('/')[0]} is not a registry, or something before it answers",
-                why=f"it was asked for tags and says {response.text[:200]!r}",
-                next_step="check REGISTRY, and the machine's proxies",
-            ) from error
+            raise _no_registry(repository, "tags", response.text) from error
         # Long lists come in pages, each with a link to the next (OCI distribution, "Listing Tags").
         link = re.search(
             r'<[^>]*(tags/list\?[^>]*)>;\s*rel="?next', response.headers.get("Link", "")
@@ -210,7 +298,16 @@ def published(repository: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _answer(repository: str, what: str) -> Any:  # noqa: ANN401 - requests' Response
+def _no_registry(repository: str, what: str, said: str) -> PublishError:
+    return PublishError(
+        f"{repository.partition('/')[0]} is not a registry, or something before it answers in its "
+        "place",
+        why=f"it was asked for {what} and says {said[:200]!r}",
+        next_step="check REGISTRY, and the machine's proxies",
+    )
+
+
+def _answer(repository: str, what: str, *, method: str = "GET", tries: int = retry.TRIES) -> Any:  # noqa: ANN401 - requests' Response
     """Return a registry's answer that there is something, or that there is nothing.
 
     Raises:
@@ -220,25 +317,36 @@ def _answer(repository: str, what: str) -> Any:  # noqa: ANN401 - requests' Resp
     import requests  # noqa: PLC0415 - needed only where a registry is named
 
     host, _, path = repository.partition("/")
-    try:
-        response = _get(host, path, what)
-    except requests.RequestException as error:
-        raise unreachable(host, error) from error
-    if response.status_code in {requests.codes.unauthorized, requests.codes.forbidden}:
-        raise refused(repository, f"{response.status_code} {response.reason}")
-    if response.status_code not in {requests.codes.ok, requests.codes.not_found}:
-        raise PublishError(
-            f"the registry {host} answers with {response.status_code} {response.reason}",
-            why=response.text[:200],
-            next_step="try again, or look into the registry's log",
-        )
-    return response
+
+    def once() -> Any:  # noqa: ANN401 - as above
+        try:
+            response = _get(host, path, what, method)
+        except requests.RequestException as error:
+            refusal = unreachable(host, error)
+            # Nobody vouches for its certificate another time either.
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise refusal from error
+            raise retry.Lost(refusal) from error
+        if response.status_code in {requests.codes.unauthorized, requests.codes.forbidden}:
+            raise refused(repository, f"{response.status_code} {response.reason}")
+        if not (response.ok or response.status_code == requests.codes.not_found):
+            refusal = PublishError(
+                f"the registry {host} answers with {response.status_code} {response.reason}",
+                why=response.text[:200],
+                next_step="try again, or look into the registry's log",
+            )
+            if response.status_code in retry.STATUSES:
+                raise retry.Lost(refusal, retry.asked_seconds(response.headers.get("Retry-After")))
+            raise refusal
+        return response
+
+    return retry.call(once, tries=tries)
 
 
-def _get(host: str, path: str, what: str) -> Any:  # noqa: ANN401 - requests' Response
+def _get(host: str, path: str, what: str, method: str = "GET") -> Any:  # noqa: ANN401 - requests' Response
     """Return the registry's answer about a repository, logged in as Docker is if it asks."""
     accept = {"Accept": ", ".join((*_MANIFESTS, "application/json"))}
-    return request("GET", f"{host}/{path}", what, headers=accept)
+    return request(method, f"{host}/{path}", what, headers=accept)
 
 
 def request(
@@ -269,16 +377,30 @@ def request(
     host = "registry-1.docker.io" if hub else host
     client = Client(host, insecure=plain)
     client.auth._auth_config = _logins()  # its own reading knows no DOCKER_CONFIG
-    client.auth.load_configs(Reference(f"{host}/{path}"))
-    if hub:
-        client.auth._load_auth("https://index.docker.io/v1/")  # the name `docker login` keeps
-    client.session.verify = ca.bundle()
+    with _helped(host):
+        client.auth.load_configs(Reference(f"{host}/{path}"))
+        if hub:
+            client.auth._load_auth("https://index.docker.io/v1/")  # the name `docker login` keeps
+    # With each call, since REQUESTS_CA_BUNDLE goes before what a session trusts; the server of its
+    # tokens is asked by calls that have no timeout.
+    client.auth._tls_verify = ca.bundle()
+    client.session.request = functools.partial(
+        client.session.request, timeout=_REGISTRY_SECONDS, verify=ca.bundle()
+    )
+    answers: list[Any] = []
+    client.session.hooks["response"].append(lambda answer, **_: answers.append(answer))
     url = urljoin(f"{client.prefix}://{host}/v2/{path}/", what)
     sent = dict(headers or {})
 
     def ask() -> Any:  # noqa: ANN401 - requests' Response
         return client.session.request(
-            method, url, headers=sent, data=data, stream=stream, timeout=_REGISTRY_SECONDS
+            method,
+            url,
+            headers=sent,
+            data=data,
+            stream=stream,
+            # That a blob lies elsewhere is answer enough; where it lies may refuse to be asked.
+            allow_redirects=method != "HEAD",
         )
 
     response = ask()
@@ -286,11 +408,28 @@ def request(
     if response.status_code != 401 or urlsplit(url).netloc != host:  # noqa: PLR2004 - HTTP's own
         return response
     basic = getattr(client.auth, "_basic_auth", None)
-    if response.headers.get("Www-Authenticate", "").lower().startswith("basic"):
+    challenge = response.headers.get("Www-Authenticate", "").lower()
+    if challenge.startswith("basic"):
         sent |= {"Authorization": f"Basic {basic}"} if basic else {}
-    else:
+    elif "realm=" in challenge:
         sent, _ = client.auth.authenticate_request(response, sent)
+        # Or a server of tokens that stumbles would look like a registry that knows nobody.
+        if answers[-1].status_code in retry.STATUSES:
+            return answers[-1]
     return ask()
+
+
+@contextlib.contextmanager
+def _helped(host: str) -> Iterator[None]:
+    """Say it in words where the helper that keeps Docker's passwords fails."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise PublishError(
+            f"the login for {host} cannot be read",
+            why=f"the helper that Docker's config.json names fails: {error}",
+            next_step=f"see that `docker login {host}` works, or take the helper out of it",
+        ) from error
 
 
 def _logins() -> dict[str, Any]:
@@ -298,7 +437,8 @@ def _logins() -> dict[str, Any]:
     folder = os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker"
     content: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
-        content = json.loads(Path(folder, "config.json").read_text())
+        read = json.loads(Path(folder, "config.json").read_text())
+        content = read if isinstance(read, dict) else {}
     empty: dict[str, Any] = {"auths": {}, "credHelpers": {}, "credsStore": None}
     return empty | {name: content[name] for name in empty if content.get(name)}
 
@@ -347,7 +487,10 @@ class Docker:
         shown = _docker("image", "inspect", *names)
         if shown is None:
             return None
-        image, *others = json.loads(shown)
+        try:
+            image, *others = json.loads(shown)
+        except ValueError:  # the daemon ended in the middle of it
+            return None
         # Another image may have taken a readable tag since, and then there is something to do.
         if any(other["Id"] != image["Id"] for other in others):
             return None
@@ -429,8 +572,16 @@ class Archive:
             return None
         try:
             digest, labels = _read_archive(path)
-        except (tarfile.TarError, KeyError, ValueError, OSError):
-            return None
+        except (
+            tarfile.TarError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            ValueError,
+            OSError,
+            EOFError,
+        ):
+            return None  # half of one, or something else by its name
         if labels.get(KEY_LABEL) != spec.key:
             return None
         return Delivered(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -102,11 +103,18 @@ def known(took: Record) -> bool:
 
 
 def keep(new: Record) -> None:
-    """Add a record; the oldest go when there are many."""
+    """Add a record, if the disk lets it; the oldest go when there are many."""
     file = path()
-    file.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(asdict(it)) for it in (*_all(), new)][-_KEEP:]
-    file.write_text("\n".join(lines) + "\n")
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    # What was compiled for hours is not lost for want of a line about it.
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            draft.write_text("\n".join(lines) + "\n")
+            draft.replace(file)
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 def estimate(wanted: Job) -> Record | None:
@@ -193,7 +201,7 @@ def _where(wheel: WheelSpec, store: Store | None) -> tuple[str, str]:
 
 def _all() -> Iterator[Record]:
     with contextlib.suppress(OSError):
-        for line in path().read_text().splitlines():
+        for line in path().read_text(errors="replace").splitlines():
             # A line of another version, or half of one, says nothing.
             with contextlib.suppress(ValueError, TypeError):
                 yield Record(**json.loads(line))

@@ -11,12 +11,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline import lock, records, reqs
+from pipeline import lock, records, reqs, retry
 from pipeline.errors import (
     BuildError,
     ConfigError,
@@ -25,7 +26,7 @@ from pipeline.errors import (
     VerifyError,
     interruptible,
 )
-from pipeline.host import worktree
+from pipeline.host import room, worktree
 from pipeline.plan import Step
 from pipeline.records import Job, Record
 from pipeline.settings import Settings
@@ -40,10 +41,6 @@ if TYPE_CHECKING:
     from pipeline.store import Store
 
 T = TypeVar("T")
-
-# What a first build took, by `du` of the engine's state and dist/ after it (README, Figures).
-_TORCH_BYTES = 14_000_000_000
-_SIMPLE_BYTES = 2_000_000_000
 
 # CUDA decides how long a compile takes: PyTorch's own CI took hours at 85 % of all hits and 21 % of
 # CUDA's (pytorch issues 143514, 144125).
@@ -209,13 +206,13 @@ def started(
     from pipeline.report import reporting  # noqa: PLC0415
 
     names = ["engine", *(step.name for step in steps)]
-    with interruptible(), reporting("build", names) as report:
+    with interruptible(), reporting("build", names) as report, retry.told(report.note):
         # Outside the event loop, which would hold Ctrl-C back until an engine is compiled.
         with report.stage("engine", in_engine=False):
             choice = select.choose(settings.engine, report.say)
             report.note(f"engine: {choice.kind} ({choice.reason})")
-            if choice.kind == "local" and (warning := _warning_of_disk(spec)):
-                report.note(warning)
+            if choice.kind == "local" and (said := _evicted(_last_build(report.log))):
+                report.note(f"since the last build {said}")
         from pipeline.engine import session  # noqa: PLC0415
 
         return session.run(
@@ -232,18 +229,66 @@ def started(
         )
 
 
-def _warning_of_disk(spec: ImageSpec) -> str:
-    """Return what to say where a first build may not fit beside the local engine's state."""
+def _guard(spec: ImageSpec, compiled: Sequence[str]) -> Iterator[str]:
+    """Yield what to say of room that may not do beside the local engine.
+
+    `compiled` names what is to be compiled: wheels, and the MAGMA of a devel image.
+
+    Raises:
+        BuildError: it cannot do.
+
+    """
+    from pipeline.engine import local  # noqa: PLC0415 - as in started
+    from pipeline.host import machine  # noqa: PLC0415
+
+    kind: room.Kind = "compile" if compiled else "wheels" if spec.torch else "simple"
+    free, held = shutil.disk_usage(local.log_path().parent).free, 0
+    if room.disk(kind, free) != "fits":
+        held = local.held()  # counted only now: it takes seconds
+    verdict = room.disk(kind, free, held)
+    if verdict != "fits":
+        need = room.DISK[kind]
+        has = f"{free / room.GB:.1f} GB are free beside the engine's {held / room.GB:.1f} GB"
+        if verdict == "full":
+            raise BuildError(
+                f"there is no room on the disk of {local.log_path().parent}",
+                why=f"{has}, and this takes {need.least / room.GB:.0f} GB at the very least",
+                next_step="free disk space, or name a larger disk in XDG_STATE_HOME",
+            )
+        yield (
+            f"disk: {has}, and a first build takes up to {need.usual / room.GB:.0f} GB; "
+            "if it ends for want of room, `python -m pipeline engine prune` makes some"
+        )
+    memory = sum(machine.memory_bytes())
+    torch = "torch" in compiled
+    if compiled and (verdict := room.memory(memory, torch=torch)) != "fits":
+        has = f"{memory / room.GB:.1f} GB of memory, swap included"
+        if verdict == "full":
+            least = room.COMPILER if torch else room.COMPILER_LEAST
+            raise BuildError(
+                "there is no memory to compile with",
+                why=f"there are {has}, and one compiler takes up to {least / room.GB:.1f} GB",
+                next_step="add swap (python -m pipeline doctor shows how), or compile elsewhere",
+            )
+        yield f"memory: {has}, so files are compiled one by one"
+
+
+def _evicted(since: float) -> str:
+    """Return what the local engine threw away by itself since then, empty if nothing."""
     from pipeline.engine import local  # noqa: PLC0415 - as in started
 
-    free = shutil.disk_usage(local.log_path().parent).free
-    wanted = _TORCH_BYTES if spec.torch else _SIMPLE_BYTES
-    if free >= wanted:
+    gone = local.evicted(since)
+    if not gone.results:
         return ""
-    return (
-        f"disk: {free / 1e9:.1f} GB are free, and a first build takes about {wanted / 1e9:.0f} GB; "
-        "if it ends for want of room, `python -m pipeline engine prune` makes some"
-    )
+    return f"the engine threw away {gone}, to stay within its limits: it will be made again"
+
+
+def _last_build(log: Path) -> float:
+    """Return when the build before this one ended, by its log; now if there is none."""
+    others = [it for it in log.parent.glob("*-build.log") if it != log]
+    with contextlib.suppress(FileNotFoundError):  # another build has just thrown it away
+        return max((it.stat().st_mtime for it in others), default=time.time())
+    return time.time()
 
 
 async def _run(
@@ -287,7 +332,17 @@ async def _run(
                 given, untracked={str(path): worktree.untracked(path) for path in folders}
             )
             store = stores.store(settings)
-            stored = {it.key: store.wheel(it) for it in spec.compiled if store and store.has(it)}
+            stored = {
+                it.key: await session.pulled(store.wheel(it))
+                for it in spec.compiled
+                if store and store.has(it)
+            }
+            # The devel image compiles MAGMA, whether or not torch's wheel is there.
+            compiled = [it.package for it in spec.compiled if it.key not in stored]
+            compiling = ["magma"] if spec.target == "devel" else compiled
+            if choice.kind == "local":
+                for line in _guard(spec, compiling):
+                    report.note(line)
             base = build_base = bottom.nothing()
             origin = build_origin = ""
             if image or len(stored) < len(spec.compiled):
@@ -302,8 +357,6 @@ async def _run(
                     if (other := _other_base(spec)) is not None:
                         build_base, build_origin = await _base(other, settings, report, spec.lock)
                     base = locked.held(base, spec.lock)
-            # The devel image compiles MAGMA, whether or not torch's wheel is there.
-            compiling = spec.target == "devel" or len(stored) < len(spec.compiled)
             shared = caches.objects(settings.cache_url, report.note)
             async with shared if compiling else contextlib.nullcontext() as cache:
                 limits = inputs.Compiling(settings.max_jobs, deadline, cache)
@@ -312,7 +365,12 @@ async def _run(
                     spec, choice, report, base, build_base, origin, build_origin, given, store,
                     stored, [],
                 )  # fmt: skip
-                done = await work(run)
+                begun = time.time()
+                try:
+                    done = await work(run)
+                finally:
+                    if choice.kind == "local" and (said := _evicted(begun)):
+                        report.note(said)
                 if run.unkept:
                     raise run.unkept[0]
                 return done

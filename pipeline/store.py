@@ -63,7 +63,7 @@ class Registry:
 
     def has(self, spec: WheelSpec) -> bool:
         """Say whether the wheel is there; PublishError if the registry cannot be asked."""
-        return publish.manifest(self.repository, _tag(spec)) is not None
+        return publish.whole(self.repository, _tag(spec))
 
     def wheel(self, spec: WheelSpec) -> Directory:
         """Return the directory with the wheel."""
@@ -73,8 +73,7 @@ class Registry:
 
     async def put(self, spec: WheelSpec, wheel: Directory) -> None:
         """Publish the wheel; PublishError if the registry does not take it."""
-        import dagger  # noqa: PLC0415 - most of a second, and whether a wheel is there takes none
-        from dagger import ImageLayerCompression, dag  # noqa: PLC0415
+        from dagger import dag  # noqa: PLC0415 - most of a second, and whether one is there is none
 
         image = (
             dag.container()
@@ -82,14 +81,14 @@ class Registry:
             .with_label(KEY_LABEL, spec.key)
             .with_label("org.opencontainers.image.title", spec.variant)
         )
-        try:
-            # A wheel is compressed already.
-            await image.publish(
-                f"{self.repository}:{_tag(spec)}",
-                forced_compression=ImageLayerCompression.Uncompressed,
+        # A wheel is compressed already.
+        await publish.push(image, self.repository, _tag(spec), "uncompressed")
+        if not await publish.read_back(lambda: self.has(spec)):
+            raise PublishError(
+                f"{self.repository} took {spec.variant} and does not have it whole",
+                why="the registry answered the push with success, and now answers otherwise",
+                next_step="look into the registry's log and storage",
             )
-        except dagger.QueryError as error:
-            raise publish.refused(self.repository, str(error)) from error
 
 
 @dataclass(frozen=True)

@@ -213,9 +213,9 @@ def _project(wheel: str) -> str:
 
 
 @contextlib.contextmanager
-def redis(folder: Path) -> Iterator[str]:
+def redis(folder: Path, password: str = "secret") -> Iterator[str]:  # noqa: S107 - a test's
     """Run a Redis with a password that containers reach; yield its URL."""
-    address, port, password = own_address(), free_port(), "secret"
+    address, port = own_address(), free_port()
     command = ["redis-server", "--bind", address, "--port", str(port), "--requirepass", password,
                "--save", "", "--dir", str(folder), "--maxmemory", "2gb"]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:

@@ -126,7 +126,12 @@ def _write_down(name: str, image: str) -> None:
     from pipeline.host import user
     from pipeline.settings import ENV_FILE
 
-    if ENV_FILE.is_file() and user.set_variable(ENV_FILE, name, image):
+    try:
+        written = ENV_FILE.is_file() and user.set_variable(ENV_FILE, name, image)
+    except OSError as error:  # the image is where it was asked for all the same
+        typer.echo(f"warning: {ENV_FILE} does not get {name}={image}: {error.strerror}", err=True)
+        return
+    if written:
         typer.echo(f"{ENV_FILE}: {name}={image}", err=True)
 
 

@@ -7,18 +7,11 @@ from typing import Final
 
 from pipeline.doctor import shell
 from pipeline.doctor.finding import Finding, error, note, warning
+from pipeline.host import room
 from pipeline.host.machine import Machine
+from pipeline.host.room import COMPILER, GB, Kind
 from pipeline.settings import Settings
-from pipeline.validate_source import compiles
-
-GB: Final = 10**9
-
-ROOM: Final = {"simple": 5 * GB, "wheels": 20 * GB, "compile": 60 * GB}
-"""What a first build takes, with something to spare: wheels left 16 GB behind (README, Figures),
-a compile has its objects, its caches and the toolchain beside that."""
-
-COMPILER: Final = 4_500_000_000
-"""What one compiler of CUDA takes (the program that runs them allows as much)."""
+from pipeline.validate_source import compiles, kind
 
 FREE_FOR_CACHE: Final = 0.2
 """The share of a disk that Dagger's engine keeps free, by throwing its cache away if it must."""
@@ -33,7 +26,7 @@ def judge(machine: Machine, settings: Settings, *, simple: bool = False) -> Iter
     yield from _engine(machine, settings)
     yield from _disk(machine, _kind(settings, simple=simple))
     if _kind(settings, simple=simple) == "compile":
-        yield from _memory(machine)
+        yield from _memory(machine, torch=_compiles_torch(settings))
     yield from _proxy(machine, settings)
     yield from _certificates(machine)
     yield from _registry(machine, settings)
@@ -47,10 +40,14 @@ def judge(machine: Machine, settings: Settings, *, simple: bool = False) -> Iter
         )
 
 
-def _kind(settings: Settings, *, simple: bool) -> str:
+def _kind(settings: Settings, *, simple: bool) -> Kind:
     if simple:
         return "simple"
     return "compile" if compiles(settings) else "wheels"
+
+
+def _compiles_torch(settings: Settings) -> bool:
+    return kind(settings, "TORCH") != "index"
 
 
 def serves(machine: Machine) -> bool:
@@ -102,25 +99,29 @@ def _engine(machine: Machine, settings: Settings) -> Iterator[Finding]:
     )
 
 
-def _disk(machine: Machine, kind: str) -> Iterator[Finding]:
+def _disk(machine: Machine, what: Kind) -> Iterator[Finding]:
     used = {"engine", "here"} | ({"docker"} if serves(machine) else set())
     disks = [it for it in machine.disks if it.what in used]
     if not disks:
         return
-    least = min(disks, key=lambda it: it.free)
-    wanted = ROOM[kind]
+    least = min(disks, key=lambda it: it.free + it.held)
     mend = (
         _PRUNE
         if least.what == "docker" or (serves(machine) and least.what == "here")
         else "python -m pipeline engine prune"
     )
-    if least.free < wanted:
-        what = f"{least.free / GB:.0f} GB are free"
-        why = f"a first build of this kind takes up to {wanted / GB:.0f} GB"
-        if least.free < wanted / 2:
-            yield error("disk-full", what, why, mend, stops="build")
+    verdict = room.disk(what, least.free, least.held)
+    if verdict != "fits":
+        free = f"{least.free / GB:.0f} GB are free"
+        if least.held:
+            free += f", and {least.held / GB:.0f} GB are the local engine's"
+        need = room.DISK[what]
+        if verdict == "full":
+            why = f"a first build of this kind takes {need.least / GB:.0f} GB at the very least"
+            yield error("disk-full", free, why, mend, stops="build")
         else:
-            yield warning("disk-low", what, why, mend)
+            why = f"a first build of this kind takes up to {need.usual / GB:.0f} GB"
+            yield warning("disk-low", free, why, mend)
     own = next((it for it in disks if it.what == "docker"), None)
     if own and own.total and own.free < FREE_FOR_CACHE * own.total:
         yield warning(
@@ -133,9 +134,10 @@ def _disk(machine: Machine, kind: str) -> Iterator[Finding]:
         )
 
 
-def _memory(machine: Machine) -> Iterator[Finding]:
+def _memory(machine: Machine, *, torch: bool) -> Iterator[Finding]:
     memory = machine.memory + machine.swap
-    if not machine.memory or memory >= 2 * COMPILER:
+    verdict = room.memory(memory, torch=torch)
+    if not machine.memory or verdict == "fits":
         return
     add = (
         "sudo fallocate -l 16G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile "
@@ -144,7 +146,7 @@ def _memory(machine: Machine) -> Iterator[Finding]:
     what = f"{memory / GB:.1f} GB of memory, swap included"
     why = f"one compiler of CUDA takes up to {COMPILER / GB:.1f} GB"
     source = "https://github.com/pytorch/pytorch/issues/124018"
-    if memory < COMPILER:
+    if verdict == "full":
         yield error("memory-none", what, f"{why}, and would be killed", add, source, stops="build")
     else:
         yield warning("memory-low", what, f"{why}, so files are compiled one by one", add, source)

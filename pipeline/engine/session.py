@@ -14,6 +14,7 @@ from typing import Any, Final, TextIO, TypeVar
 import anyio
 import dagger
 
+from pipeline import retry
 from pipeline.engine.select import Choice, choose
 from pipeline.errors import BuildError, CressetError, EngineError, Unfinished, interruptible
 from pipeline.report import TAIL_LINES
@@ -138,19 +139,52 @@ async def why_unavailable(image: dagger.Container) -> str:
     The engine is asked, not the registry: its mirrors and its network are what counts. A registry
     that drops packets would hold it up for minutes, so it gets a deadline.
     """
+
+    async def once() -> None:
+        try:
+            with anyio.fail_after(_PULL_SECONDS):
+                await image.platform()
+            _ = await image.sync()  # its layers too
+        except dagger.QueryError as error:
+            why = str(error).strip().splitlines()[-1]
+            refusal = BuildError("the base cannot be pulled", why=why)
+            # Where nobody is at home, there may be another place to take it from.
+            if retry.stumbled(why) and "refused" not in why:
+                raise retry.Lost(refusal) from error
+            raise refusal from error
+
     try:
-        with anyio.fail_after(_PULL_SECONDS):
-            await image.platform()
+        await retry.acall(once)
     except TimeoutError:
         return f"no answer in {_PULL_SECONDS} s"
-    except dagger.QueryError as error:
-        return str(error).strip().splitlines()[-1]
+    except BuildError as error:
+        return error.why
     return ""
 
 
 async def version() -> str:
     """Return the version of the engine that this session is with."""
     return await dagger.dag.version()
+
+
+async def pulled(directory: dagger.Directory) -> dagger.Directory:
+    """Return a directory of an image once it is pulled, tried again where the network loses it.
+
+    Raises:
+        BuildError: it cannot be pulled.
+
+    """
+
+    async def once() -> dagger.Directory:
+        try:
+            return await directory.sync()
+        except dagger.QueryError as error:
+            if retry.stumbled(str(error)):
+                raise retry.Lost(_ours(error)) from error
+            raise
+
+    with translated():
+        return await retry.acall(once)
 
 
 async def prune_local(keep: str, say: Callable[[str], None]) -> int:

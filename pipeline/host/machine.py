@@ -21,7 +21,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from pydantic import Field
 
-from pipeline.host import ca, gpu, user
+from pipeline.host import ca, gpu, room, user
 from pipeline.host.gpu import Gpu
 from pipeline.settings import refusal, shown
 from pipeline.spec import Frozen
@@ -121,6 +121,9 @@ class Disk(Frozen):
     what: Literal["docker", "engine", "here"]
     free: int
     total: int
+    held: int = 0
+    """What the local engine has of it, which it throws away to make room; looked at where little
+    is free, since counting takes seconds."""
 
 
 class Registry(Frozen):
@@ -224,7 +227,7 @@ def look(repository: str = "") -> Machine:
         return found[0] if found else None
 
     release = section("os-release", _os_release) or {}
-    memory = section("memory", _memory) or (0, 0)
+    memory = section("memory", memory_bytes) or (0, 0)
     nvidia = section("nvidia", _nvidia)
     docker = section("docker", _docker)
     sections: dict[str, Any] = {
@@ -304,7 +307,7 @@ def _os_release() -> dict[str, str]:
     return platform.freedesktop_os_release()
 
 
-def _memory() -> tuple[int, int]:
+def memory_bytes() -> tuple[int, int]:
     """Return the bytes of memory, of this container where that has a limit, and of swap."""
     fields = dict(re.findall(r"(\w+):\s+(\d+) kB", _read("/proc/meminfo")))
     total = int(fields.get("MemTotal", 0)) * 1024
@@ -320,7 +323,7 @@ def _odd_names() -> tuple[str, ...]:
 
 
 def _disks(docker: Docker | None) -> tuple[Disk, ...]:
-    from pipeline.engine.local import log_path  # noqa: PLC0415 - the engine's rooms import this one
+    from pipeline.engine.local import held, log_path  # noqa: PLC0415 - they import this room
 
     places: dict[Literal["docker", "engine", "here"], Path] = {
         "engine": log_path().parent,
@@ -333,7 +336,17 @@ def _disks(docker: Docker | None) -> tuple[Disk, ...]:
     found = []
     for what, place in places.items():
         usage = shutil.disk_usage(place)
-        found.append(Disk(what=what, free=usage.free, total=usage.total))
+        # The most that any kind of build wants: with that free, nothing needs to be thrown away.
+        scarce = usage.free < room.DISK["compile"].usual
+        same = place.stat().st_dev == places["engine"].stat().st_dev
+        found.append(
+            Disk(
+                what=what,
+                free=usage.free,
+                total=usage.total,
+                held=held() if scarce and same else 0,
+            )
+        )
     return tuple(found)
 
 
@@ -522,7 +535,7 @@ def _registry(repository: str) -> Registry:
     from pipeline.errors import PublishError  # noqa: PLC0415
 
     try:
-        found = publish.published(repository)
+        found = publish.published(repository, tries=1)
         return Registry(
             repository=repository, tags=tuple(it for it in found if tags.is_for_people(it))
         )

@@ -102,10 +102,13 @@ def set_variable(path: Path, name: str, value: str) -> bool:
     else:
         lines.append(line)
     written = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    written.write_text("\n".join(lines) + "\n")
-    shutil.copymode(path, written)
-    os.chown(written, path.stat().st_uid, path.stat().st_gid)
-    written.replace(path)
+    try:
+        written.write_text("\n".join(lines) + "\n")
+        shutil.copymode(path, written)
+        os.chown(written, path.stat().st_uid, path.stat().st_gid)
+        written.replace(path)
+    finally:
+        written.unlink(missing_ok=True)
     return True
 
 

@@ -5,6 +5,7 @@ Builds run in the machine's own local engine, whose cache makes all but the firs
 
 from __future__ import annotations
 
+import base64
 import gzip
 import io
 import json
@@ -183,12 +184,16 @@ def make_wheel(folder: Path, name: str, files: Mapping[str, str] | None = None) 
 
 
 @pytest.fixture(scope="session")
-def registry() -> Iterator[str]:
-    """Yield a registry that anybody may push to; what was pushed goes at the end."""
-    with (
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        services.registry(Path(folder)) as host,
-    ):
+def registry_folder() -> Iterator[Path]:
+    """Yield where the registry keeps what is pushed to it; it goes at the end."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def registry(registry_folder: Path) -> Iterator[str]:
+    """Yield a registry that anybody may push to."""
+    with services.registry(registry_folder) as host:
         yield host
 
 
@@ -232,16 +237,24 @@ class Pulled:
     digest: str
     manifest: dict[str, Any]
     about: dict[str, Any]
+    login: str = ""
 
     @classmethod
-    def of(cls, ref: str) -> Pulled:
-        """Pull ``host/name:tag@digest``."""
+    def of(cls, ref: str, login: str = "") -> Pulled:
+        """Pull ``host/name:tag@digest``, as a ``user:password`` where one is named."""
         host, _, rest = ref.partition("/")
         name, _, digest = rest.partition("@")
         name = name.partition(":")[0]
-        manifest = json.loads(_get(host, f"{name}/manifests/{digest}"))
-        about = json.loads(_get(host, f"{name}/blobs/{manifest['config']['digest']}"))
-        return cls(host, name, digest, manifest, about)
+        manifest = json.loads(_get(host, f"{name}/manifests/{digest}", login))
+        about = json.loads(_get(host, f"{name}/blobs/{manifest['config']['digest']}", login))
+        return cls(host, name, digest, manifest, about, login)
+
+    @staticmethod
+    def tags(repository: str, login: str = "") -> list[str]:
+        """Return the tags of a repository."""
+        host, _, path = repository.partition("/")
+        found: list[str] = json.loads(_get(host, f"{path}/tags/list", login))["tags"]
+        return found
 
     @property
     def config(self) -> dict[str, Any]:
@@ -256,16 +269,20 @@ class Pulled:
     def files(self) -> Iterator[tuple[str, bytes]]:
         """Yield path and content of each file of each layer."""
         for layer in self.manifest["layers"]:
-            blob = gzip.decompress(_get(self.host, f"{self.name}/blobs/{layer['digest']}"))
+            blob = _get(self.host, f"{self.name}/blobs/{layer['digest']}", self.login)
+            if layer["mediaType"].endswith("gzip"):
+                blob = gzip.decompress(blob)
             with tarfile.open(fileobj=io.BytesIO(blob)) as tar:
                 for member in tar:
                     if content := tar.extractfile(member) if member.isfile() else None:
                         yield member.name, content.read()
 
 
-def _get(host: str, path: str) -> bytes:
-    accept = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
-    request = urllib.request.Request(f"http://{host}/v2/{path}", headers=accept)
+def _get(host: str, path: str, login: str = "") -> bytes:
+    headers = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
+    if login:
+        headers["Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
+    request = urllib.request.Request(f"http://{host}/v2/{path}", headers=headers)
     with urllib.request.urlopen(request) as response:  # noqa: S310 - as above
         content: bytes = response.read()
         return content

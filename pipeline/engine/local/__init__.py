@@ -8,7 +8,17 @@ from pathlib import Path
 
 from pipeline.engine.local.build import VERSION, built
 from pipeline.engine.local.needs import Need, install, mend, needs
-from pipeline.engine.local.run import Endpoint, Status, ensure, log_path, start, status, stop
+from pipeline.engine.local.run import (
+    Endpoint,
+    Status,
+    ensure,
+    evicted,
+    held,
+    log_path,
+    start,
+    status,
+    stop,
+)
 
 __all__ = [
     "VERSION",
@@ -16,6 +26,8 @@ __all__ = [
     "Need",
     "Status",
     "ensure",
+    "evicted",
+    "held",
     "install",
     "log_path",
     "mend",

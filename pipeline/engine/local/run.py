@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 from urllib.parse import quote
 
-from pipeline.engine.local import build, places, rootfs, traces
+from pipeline.engine.local import build, evictions, places, rootfs, traces
 from pipeline.engine.local.build import VERSION, Programs
+from pipeline.engine.local.evictions import Evicted
 from pipeline.engine.local.needs import needs
 from pipeline.errors import EngineError
 
@@ -70,6 +71,8 @@ class Status:
     socket: Path
     state: Path
     state_bytes: int | None
+    evicted_bytes: int | None
+    """What it threw out of its cache by itself since it started, to stay within its limits."""
     log: Path
     version: str
     built: bool
@@ -170,11 +173,22 @@ def status() -> Status:
         since=record.since if record and running else None,
         socket=_socket(),
         state=places.state(),
-        state_bytes=_bytes(_data()) if _data().exists() else None,
+        state_bytes=held() if _data().exists() else None,
+        evicted_bytes=evicted(record.since).size if record and running else None,
         log=log_path(),
         version=record.version if record and running else VERSION,
         built=build.built() is not None,
     )
+
+
+def held() -> int:
+    """Return the bytes that the engine's state takes, most of which is a cache."""
+    return _bytes(_data()) if _data().exists() else 0
+
+
+def evicted(since: float) -> Evicted:
+    """Return what the engine threw out of its cache by itself since then (Unix time)."""
+    return evictions.evicted(log_path(), since)
 
 
 def log_path() -> Path:
@@ -400,9 +414,11 @@ def _recorded() -> Record | None:
     file = _record_file()
     try:
         return Record(**json.loads(file.read_text()))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
+        # It is written whole, so a machine that lost its power left half of it, and no engine: one
+        # that runs all the same is found by its lock.
         return None
-    except (ValueError, TypeError) as error:
+    except TypeError as error:
         raise EngineError(
             f"{file} was written by another version of Cresset",
             why="it tells of an engine that this version cannot handle",
