@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 PANEL = "Images"
 
+GITHUB_JOBS = 256
+"""A matrix of GitHub makes no more jobs than these:
+https://docs.github.com/en/actions/reference/limits"""
+
 File = Annotated[Path, typer.Option("--file", help="File that names the images.", dir_okay=False)]
 Only = Annotated[
     list[str] | None,
@@ -64,7 +68,11 @@ def matrix(
         if not (missing and published)
     ]
     if github:
-        typer.echo(json.dumps({"include": [_for_github(row) for row in rows]}))
+        if left := len(rows[GITHUB_JOBS:]):
+            typer.echo(
+                f"note: GitHub makes {GITHUB_JOBS} jobs; {left} cells are left out", err=True
+            )
+        typer.echo(json.dumps({"include": [_for_github(row) for row in rows[:GITHUB_JOBS]]}))
     elif as_json:
         typer.echo(json.dumps(rows))
     else:

@@ -287,29 +287,30 @@ CELL = {
 WHEELS = CELL | {"inputs.variant": "", "inputs.settings": "CCA=7.5 8.6+PTX\nBUILD_MODE=include"}
 
 
+REF = {"ref": "registry/image@sha256:1"}
+
+
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "words", "said"),
     [
-        (CELL, "build --matrix --only simple-trixie"),
-        (CELL | {"inputs.force": "true"}, "build --matrix --only simple-trixie --force"),
-        (WHEELS, "wheels"),
+        (CELL, "build --matrix --only simple-trixie", REF),
+        (CELL | {"inputs.force": "true"}, "build --matrix --only simple-trixie --force", REF),
+        (WHEELS, "wheels", {}),
     ],
 )
 @pytest.mark.parametrize("code", [0, 5, 8])
 def test_a_link_says_whether_more_is_left(
-    site: Site, values: Mapping[str, str], words: str, code: int
+    site: Site, values: Mapping[str, str], words: str, said: Mapping[str, str], code: int
 ) -> None:
     """A stand-in of the pipeline ends as it would."""
     (site.clone / ".venv").unlink()
-    site.stand_in("python", f"echo registry/image@sha256:1\nexit {code}")
+    site.stand_in("python", f"[ {code} = 0 ] && echo registry/image@sha256:1\nexit {code}")
     (site.clone / ".venv").mkdir()
     (site.clone / ".venv" / "bin").symlink_to(site.folder / "stand-ins")
     ended = site.run("link/work: Build or compile", values)
     assert ended.stood_in == [f"python -m pipeline {words}"]
     assert ended.code == (0 if code == 8 else code)
-    assert ended.outputs == (
-        {"unfinished": "true"} if code == 8 else {"ref": "registry/image@sha256:1"}
-    )
+    assert ended.outputs == {0: said, 5: {}, 8: {"unfinished": "true"}}[code]
 
 
 def test_a_link_compiles_by_the_settings_that_it_is_given(site: Site) -> None:
@@ -373,3 +374,41 @@ def test_newer_pins_are_proposed_as_one_pull_request(site: Site, origin: Path) -
         # As each run begins: from what is merged.
         _git(site.clone, "switch", "--quiet", "main")
         _git(site.clone, "branch", "--quiet", "-D", "updates/pins")
+
+
+def plan(site: Site, registry: str, force: str = "false") -> list[dict[str, str]]:
+    """Return the cells that the workflow makes jobs of, of the simple images alone."""
+    values = {
+        "steps.ready.outputs.registry": registry,
+        "inputs.only": "simple-*",
+        "inputs.skip": "",
+        "inputs.force": force,
+    }
+    ended = site.run("images/plan: Plan", values)
+    assert ended.code == 0, ended.err
+    cells: list[dict[str, str]] = json.loads(ended.outputs["matrix"])["include"]
+    return cells
+
+
+@pytest.mark.engine
+def test_what_the_plan_says_is_built_published_and_then_there(site: Site, repository: str) -> None:
+    for file in (site.clone / "reqs").glob("*-train.requirements.txt"):
+        file.write_text("")
+    (cell,) = plan(site, repository)
+    workflow = (ROOT / ".github/workflows/images.yml").read_text()
+    asked = set(re.findall(r"\bmatrix\.(\w+)", workflow))
+    assert "variant" in asked
+    assert asked <= set(cell)
+    given = {"steps.ready.outputs.registry": repository, "inputs.variant": cell["variant"]}
+    built = site.run("link/work: Build or compile", CELL | given)
+    assert built.code == 0, built.err
+    assert set(built.outputs) == {"ref"}
+    ref = built.outputs["ref"]
+    assert re.fullmatch(rf"{re.escape(repository)}/cresset:\S+@sha256:[0-9a-f]{{64}}", ref)
+    assert cell["variant"] in built.summary
+    assert ref in built.summary
+    assert re.search(r"\d\.\d\d GB", built.summary)
+    assert plan(site, repository) == []
+    assert plan(site, repository, force="true") == [cell]
+    again = site.run("link/work: Build or compile", CELL | given)
+    assert (again.code, again.outputs) == (0, built.outputs), again.err

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.workflows import ACTIONS, EXPRESSION, WORKFLOWS, Step, jobs, read, steps
+from tests.unit.running import run
+from tests.workflows import ACTIONS, EXPRESSION, ROOT, WORKFLOWS, Step, jobs, read, steps
 
 FILES = [*WORKFLOWS, *ACTIONS]
 JOBS = {place: job for place, job, _ in jobs()}
@@ -163,3 +167,25 @@ def test_a_chain_goes_on_only_where_the_link_before_it_left_something() -> None:
     for _, job in links():
         assert set(job["with"]) == set(told["inputs"])
         assert set(job["secrets"]) == set(told["secrets"])
+
+
+def test_more_cells_than_github_makes_jobs_are_left_for_the_next_run(checkout: Path) -> None:
+    archs = ["6.0", "6.1", "7.0", "7.5", "8.0", "8.6", "8.9", "9.0"]
+    some = [" ".join(it) for n in (1, 2, 3, 4) for it in itertools.combinations(archs, n)]
+    (checkout / "images.toml").write_text(
+        "[settings]\nBUILD_MODE = 'include'\nPYTORCH_VERSION_TAG = 'v2.6.0'\n"
+        f"CUDA_VERSION = '12.6'\n[axes]\nCCA = {some}\nPYTHON_VERSION = ['3.12', '3.13']\n"
+    )
+    ran = run("matrix", "--github")
+    assert ran.code == 0, ran.err
+    cells = json.loads(ran.out)["include"]
+    assert (len(some) * 2, len(cells)) == (324, 256)
+    assert "68 more cells" in ran.err
+
+
+def test_what_shapes_images_starts_them() -> None:
+    workflow = read(next(path for path in WORKFLOWS if path.stem == "images"))
+    paths = workflow["on"]["push"]["paths"]
+    assert workflow["on"]["pull_request"]["paths"] == paths
+    for pattern in paths:
+        assert list(ROOT.glob(pattern.replace("/**", "/**/*"))), pattern
