@@ -69,9 +69,7 @@ def matrix(
     ]
     if github:
         if left := len(rows[GITHUB_JOBS:]):
-            typer.echo(
-                f"note: GitHub makes {GITHUB_JOBS} jobs; {left} cells are left out", err=True
-            )
+            typer.echo(f"note: {left} more cells than GitHub makes jobs are left out", err=True)
         typer.echo(json.dumps({"include": [_for_github(row) for row in rows[:GITHUB_JOBS]]}))
     elif as_json:
         typer.echo(json.dumps(rows))

@@ -173,7 +173,8 @@ def test_more_cells_than_github_makes_jobs_are_left_for_the_next_run(checkout: P
     archs = ["6.0", "6.1", "7.0", "7.5", "8.0", "8.6", "8.9", "9.0"]
     some = [" ".join(it) for n in (1, 2, 3, 4) for it in itertools.combinations(archs, n)]
     (checkout / "images.toml").write_text(
-        "[settings]\nBUILD_MODE = 'include'\nPYTORCH_VERSION_TAG = 'v2.6.0'\n"
+        "[settings]\nLINUX_DISTRO = 'ubuntu'\nBUILD_MODE = 'include'\n"
+        "PYTORCH_VERSION_TAG = 'v2.6.0'\n"
         f"CUDA_VERSION = '12.6'\n[axes]\nCCA = {some}\nPYTHON_VERSION = ['3.12', '3.13']\n"
     )
     ran = run("matrix", "--github")
@@ -187,5 +188,5 @@ def test_what_shapes_images_starts_them() -> None:
     workflow = read(next(path for path in WORKFLOWS if path.stem == "images"))
     paths = workflow["on"]["push"]["paths"]
     assert workflow["on"]["pull_request"]["paths"] == paths
-    for pattern in paths:
+    for pattern in set(paths) - {"cresset.lock"}:  # a team's own
         assert list(ROOT.glob(pattern.replace("/**", "/**/*"))), pattern
