@@ -1,4 +1,4 @@
-"""Verbs of the local engine, and helm-values for engines in a cluster."""
+"""Verbs of the local engine: status, start, stop, logs, prune, requirements."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    help="The local engine, for machines without Docker; and engines in a cluster.",
-    no_args_is_help=True,
-)
+app = typer.Typer(help="The local engine, for machines without Docker.", no_args_is_help=True)
 
 
 def _say(line: str) -> None:
