@@ -165,13 +165,16 @@ def _row(cell: Cell, settings: Settings, published: bool | None) -> dict[str, An
 
 
 def _for_github(row: Mapping[str, Any]) -> dict[str, str]:
-    """Return a cell as an entry of ``strategy.matrix.include``: a flat object of strings."""
+    """Return a cell as an entry of ``strategy.matrix.include``: a flat object of strings.
+
+    Its ``settings`` are the lines of a ``.env`` file, whose values may have spaces.
+    """
     return {
         "variant": row["variant"],
         "target": row["target"],
         "key": row["key"],
         "compiled": " ".join(row["compiled"]),
-        "settings": " ".join(f"{name}={value}" for name, value in row["settings"].items()),
+        "settings": "\n".join(f"{name}={value}" for name, value in row["settings"].items()),
     }
 
 
