@@ -434,7 +434,7 @@ def test_what_the_plan_says_is_built_published_signed_and_then_there(
     _sign(site, values | {"needs.build.outputs.ref": ref})
 
 
-def _sign(site: Site, values: Mapping[str, str]) -> None:
+def _sign(site: Site, values: dict[str, str]) -> None:
     """Sign it by a key, and as a run of a workflow with a stand-in of cosign; check what is there."""
     pairs = [_key_pair(), _key_pair()]
     for private, public in pairs:
@@ -451,7 +451,6 @@ def _sign(site: Site, values: Mapping[str, str]) -> None:
         assert site.run("image/attest: Verify what everybody pulls", values | key).code == 0
     site.stand_in("cosign")
     token = {"ACTIONS_ID_TOKEN_REQUEST_URL": "https://token.example.com"}
-    none = {"secrets.SIGN_KEY": "", "secrets.COSIGN_PASSWORD": "", "vars.VERIFY_KEY": ""}
     signed = site.run("image/attest: Sign", values | none, token)
     assert signed.code == 0, signed.err
     said = [line.split()[1] for line in signed.stood_in]
