@@ -435,14 +435,10 @@ def test_what_the_plan_says_is_built_published_signed_and_then_there(
 
 
 def _sign(site: Site, values: dict[str, str]) -> None:
-    """Sign it by a key, and as a run of a workflow with a stand-in of cosign; check what is there."""
-    pairs = [_key_pair(), _key_pair()]
-    for private, public in pairs:
-        key = {
-            "secrets.SIGN_KEY": private,
-            "secrets.COSIGN_PASSWORD": "",
-            "vars.VERIFY_KEY": public,
-        }
+    """Sign it by keys, and as a workflow's run with a stand-in of cosign; check what is there."""
+    none = {"secrets.SIGN_KEY": "", "secrets.COSIGN_PASSWORD": "", "vars.VERIFY_KEY": ""}
+    for private, public in (_key_pair(), _key_pair()):
+        key = none | {"secrets.SIGN_KEY": private, "vars.VERIFY_KEY": public}
         early = site.run("image/attest: Verify what everybody pulls", values | key)
         assert early.code == 6, early.err
         signed = site.run("image/attest: Sign", values | key)
