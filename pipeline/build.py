@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.attest import proof
+from pipeline.attest.subject import Made
 from pipeline.errors import VerifyError
+from pipeline.host import repository
+from pipeline.labels import ARCHES, labels
 from pipeline.plan import plan, wheel_plan
-from pipeline.publish import KEY_LABEL, Delivered, Destination
+from pipeline.publish import Delivered, Destination
 from pipeline.run import Compiled, Run, started
 from pipeline.settings import Settings
 from pipeline.spec import ImageSpec
@@ -78,20 +82,38 @@ def build(
         Interrupted: Ctrl-C.
 
     """
+    signer = proof.signer(settings)  # a key that is none is not found after hours of compiling
+    started_at = datetime.now(UTC)
 
     async def work(run: Run) -> Outcome:
         from pipeline.stages import targets  # noqa: PLC0415 - as in started
+        from pipeline.stages.finish import with_labels  # noqa: PLC0415
+        from pipeline.stages.verify import commit, gpu_code  # noqa: PLC0415
 
-        stages = targets.stages(
-            spec, run.base, run.build_base, run.inputs, labels(spec, run.origin), run.stored
-        )
+        written = labels(spec, run.origin, *repository.checkout())
+        stages = targets.stages(spec, run.base, run.build_base, run.inputs, written, run.stored)
         image: Any = await run.through(stages)
         with run.report.stage("verify"), run.translated():
-            await _verify(image, spec, stages.get("installer"), run.inputs)
+            facts = await _verify(image, spec, stages.get("installer"), run.inputs)
+            if arches := " ".join(gpu_code(facts)):
+                image = with_labels(image, {ARCHES: arches})
         with run.report.stage("deliver", in_engine=False), run.translated():
             delivered = await where.deliver(image, spec)
         if run.unkept:
             run.report.note(f"delivered: {delivered.ref}")
+        if settings.attest != "off":
+            made = Made(
+                origin=run.origin,
+                engine=run.choice.kind,
+                started=started_at,
+                finished=datetime.now(UTC),
+                arches=arches,
+                torch_commit=commit(facts),
+            )
+            with run.report.stage("attest", in_engine=False), run.translated():
+                await proof.attest(
+                    image, spec, settings, where, delivered, made, signer, run.report.note
+                )
         return Outcome(
             delivered,
             spec,
@@ -145,22 +167,17 @@ async def _export(directory: Container | Directory, output: Path) -> Path:
     return partial.rename(output / name)
 
 
-async def _verify(image: Container, spec: ImageSpec, installer: Any, inputs: Inputs) -> None:  # noqa: ANN401 - a Container, or None
+async def _verify(
+    image: Container,
+    spec: ImageSpec,
+    installer: Any,  # noqa: ANN401 - a Container, or None
+    inputs: Inputs,
+) -> dict[str, Any]:
+    """Return what was found in the image; VerifyError if it is not what the spec says."""
     from pipeline.stages import verify  # noqa: PLC0415 - as in started
 
     lister = verify.cuobjdump(installer, inputs) if installer and spec.compiled else None
     facts = verify.read(await verify.probe(image, spec, lister).stdout())
     if problems := verify.judge(spec, facts):
         raise VerifyError(problems)
-
-
-def labels(spec: ImageSpec, origin: str) -> dict[str, str]:
-    """Return what is written on an image; `origin` is where its base came from."""
-    return {
-        "org.opencontainers.image.title": "cresset",
-        "org.opencontainers.image.version": spec.variant,
-        "org.opencontainers.image.base.name": spec.base.image,
-        KEY_LABEL: spec.key,
-        "dev.cresset.base": origin,
-        "dev.cresset.version": importlib.metadata.version("cresset"),
-    }
+    return facts

@@ -138,6 +138,21 @@ class VerifyError(CressetError):
         return [str(problem) for problem in self.problems]
 
 
+class ProofError(CressetError):
+    """An image is not proved to be what it is said to be; every check that failed is named."""
+
+    exit_code = 6
+
+    def __init__(self, image: str, problems: Sequence[Problem], next_step: str = "") -> None:
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        checks = "check" if count == 1 else "checks"
+        super().__init__(f"{image} failed {count} {checks}:", next_step=next_step)
+
+    def details(self) -> list[str]:
+        return [str(problem) for problem in self.problems]
+
+
 class PublishError(CressetError):
     """The image is good but could not be delivered."""
 

@@ -165,6 +165,7 @@ def _from(source: SourceSpec) -> str:
 _ENDING = (
     Step("verify", "checks made inside the image", ("image",)),
     Step("deliver", "registry, Docker, or a file in dist/", ("image", "verify")),
+    Step("attest", "SBOM, provenance, signature", ("deliver",)),
 )
 
 _SOURCES = {

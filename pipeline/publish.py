@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -53,6 +53,10 @@ class Destination(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def repository(self) -> str:
+        """The name of the images there, without a tag."""
 
     def find(self, spec: ImageSpec) -> Delivered | None:
         """Return the image of the spec's key, if it is there."""
@@ -191,11 +195,7 @@ def _answer(repository: str, what: str) -> Any:  # noqa: ANN401 - requests' Resp
     try:
         response = _get(host, path, what)
     except requests.RequestException as error:
-        raise PublishError(
-            f"the registry {host} cannot be reached",
-            why=_innermost(error),
-            next_step="check REGISTRY, the network and the machine's CA certificates",
-        ) from error
+        raise unreachable(host, error) from error
     if response.status_code in {requests.codes.unauthorized, requests.codes.forbidden}:
         raise refused(repository, f"{response.status_code} {response.reason}")
     if response.status_code not in {requests.codes.ok, requests.codes.not_found}:
@@ -209,11 +209,32 @@ def _answer(repository: str, what: str) -> Any:  # noqa: ANN401 - requests' Resp
 
 def _get(host: str, path: str, what: str) -> Any:  # noqa: ANN401 - requests' Response
     """Return the registry's answer about a repository, logged in as Docker is if it asks."""
-    from oras.container import Container as Reference  # noqa: PLC0415 - as requests above
+    accept = {"Accept": ", ".join((*_MANIFESTS, "application/json"))}
+    return request("GET", f"{host}/{path}", what, headers=accept)
+
+
+def request(
+    method: str,
+    repository: str,
+    what: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    data: bytes = b"",
+    stream: bool = False,
+) -> Any:  # noqa: ANN401 - requests' Response
+    """Return a registry's answer, whatever it is, logged in as Docker is if it asks.
+
+    `what` is the rest of the path, or a whole URL that the registry gave. Raises what requests
+    raises where there is no answer.
+    """
+    from urllib.parse import urljoin, urlsplit  # noqa: PLC0415 - as below
+
+    from oras.container import Container as Reference  # noqa: PLC0415 - few verbs need a registry
     from oras.logger import setup_logger  # noqa: PLC0415
     from oras.provider import Registry as Client  # noqa: PLC0415
 
     setup_logger(quiet=True)
+    host, _, path = repository.partition("/")
     # Loopback registries speak plain HTTP, by the rule that Docker and the engine keep too.
     plain = host.partition(":")[0] in {"localhost", "127.0.0.1"}
     hub = host in {"docker.io", "index.docker.io"}
@@ -224,17 +245,24 @@ def _get(host: str, path: str, what: str) -> Any:  # noqa: ANN401 - requests' Re
     if hub:
         client.auth._load_auth("https://index.docker.io/v1/")  # the name `docker login` keeps
     client.session.verify = ca.bundle()
-    url = f"{client.prefix}://{host}/v2/{path}/{what}"
-    headers = {"Accept": ", ".join((*_MANIFESTS, "application/json"))}
-    response = client.session.get(url, headers=headers, timeout=_REGISTRY_SECONDS)
-    if response.status_code != 401:  # noqa: PLR2004 - HTTP's own number
+    url = urljoin(f"{client.prefix}://{host}/v2/{path}/", what)
+    sent = dict(headers or {})
+
+    def ask() -> Any:  # noqa: ANN401 - requests' Response
+        return client.session.request(
+            method, url, headers=sent, data=data, stream=stream, timeout=_REGISTRY_SECONDS
+        )
+
+    response = ask()
+    # A place elsewhere that the registry sends to is not told who we are.
+    if response.status_code != 401 or urlsplit(url).netloc != host:  # noqa: PLR2004 - HTTP's own
         return response
     basic = getattr(client.auth, "_basic_auth", None)
     if response.headers.get("Www-Authenticate", "").lower().startswith("basic"):
-        headers |= {"Authorization": f"Basic {basic}"} if basic else {}
+        sent |= {"Authorization": f"Basic {basic}"} if basic else {}
     else:
-        headers, _ = client.auth.authenticate_request(response, headers)
-    return client.session.get(url, headers=headers, timeout=_REGISTRY_SECONDS)
+        sent, _ = client.auth.authenticate_request(response, sent)
+    return ask()
 
 
 def _logins() -> dict[str, Any]:
@@ -254,6 +282,15 @@ def refused(repository: str, why: str) -> PublishError:
     if re.search(r"\b(401|403|unauthorized|denied|forbidden)\b", why.lower()):
         step = f"log in with `docker login {host}` as somebody who may push there"
     return PublishError(f"{repository} refuses the image", why=why, next_step=step)
+
+
+def unreachable(host: str, error: BaseException) -> PublishError:
+    """Return the error of a registry that gives no answer."""
+    return PublishError(
+        f"the registry {host} cannot be reached",
+        why=_innermost(error),
+        next_step="check REGISTRY, the network and the machine's CA certificates",
+    )
 
 
 def _innermost(error: BaseException) -> str:

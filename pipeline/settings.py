@@ -332,6 +332,14 @@ class Settings(BaseModel):
     compression: Literal["gzip", "zstd", "uncompressed"] = setting(
         "gzip", "Compression of the layers; zstd needs Docker 23 or newer to pull.", group=DELIVERY
     )
+    attest: Literal["auto", "off"] = setting(
+        "auto", "Attach SBOM and provenance to what is delivered, and a signature if there is a "
+        "key or, in a workflow that may have a token, cosign.", group=DELIVERY,
+    )  # fmt: skip
+    sign_key: str = setting(
+        "", "File of the private key to sign with; COSIGN_PASSWORD opens an encrypted one.",
+        group=DELIVERY, allowed="a file in PEM, ECDSA, P-256",
+    )  # fmt: skip
 
     engine: Literal["auto", "session", "remote", "docker", "local"] = setting(
         "auto", "Which Dagger engine builds; `auto` takes the first that answers.", group=ENGINE
@@ -377,6 +385,11 @@ class Settings(BaseModel):
     tmux_hist_limit: Annotated[str, _NUMBER] = setting(
         "50000", "Lines that tmux keeps of each pane.", group=START, allowed="a number"
     )
+    verify_key: str = setting(
+        "", "File of the public key by which an image must be signed, before `up` starts a "
+        "container from it and for `verify`. Empty: nobody asks.", group=START,
+        allowed="a file in PEM, ECDSA, P-256",
+    )  # fmt: skip
     image: Annotated[str, _REFERENCE] = setting(
         "", "Image of the services train and full; `build` writes it down. Empty: the tag of these "
         "settings.", group=START, allowed="repository:tag or repository:tag@sha256:…",
@@ -421,7 +434,7 @@ RETIRED: Mapping[str, str] = {
 }
 """Variables of the original that no longer do anything, and what does it now."""
 
-_ADDRESSES = {
+ADDRESSES = {
     "BASE_IMAGE", "CACHE_URL", "DEB_NEW", "DEB_OLD", "EXTRA_INDEX_URL", "GIT_NEW", "GIT_OLD",
     "INDEX_URL", "MAGMA_URL", "NPM_REGISTRY", "PYTORCH_INDEX_URL", "REGISTRY", "TORCH_URL",
     "TRUSTED_HOST", "VISION_URL",
@@ -567,7 +580,7 @@ def shown(value: str, name: str = "") -> str:
     A user alone can be a token, and a password can hold any character, so all goes up to the last
     ``@``. With the `name` of a setting that is an address this holds without a scheme too.
     """
-    if name in _ADDRESSES:
+    if name in ADDRESSES:
         # But not the name of an image before its digest.
         return re.sub(r"^(\w*://)?.*@(?!sha256:)", rf"\1{HIDDEN}@", value, flags=re.DOTALL)
     return re.sub(r"://\S*@", f"://{HIDDEN}@", value)

@@ -138,6 +138,9 @@ class Writer:
                 return [f"COPY <<'EOF' {args['path']}\n{args['contents'].rstrip()}\nEOF"]
             case "withLabel":
                 return [f"LABEL {args['name']}={_quoted(args['value'])}"]
+            case "withAnnotation":
+                # Of the manifest, for which a Dockerfile has no word; each is a label too.
+                return []
             case "withEntrypoint":
                 return [f"ENTRYPOINT {json.dumps(args['args'])}"]
             case "withDefaultArgs":

@@ -10,8 +10,8 @@ from pathlib import Path
 from pipeline import reqs
 from pipeline.adopt import dockerfile
 from pipeline.adopt.dockerfile import WHEELS, Copied
-from pipeline.build import labels
 from pipeline.errors import CressetError
+from pipeline.labels import BASE, labels
 from pipeline.publish import KEY_LABEL
 from pipeline.spec import ImageSpec
 
@@ -31,7 +31,7 @@ _WHEELS = """
 What is compiled comes from `{folder}/`. Put {wheels} there first, which Cresset makes with
 `python -m pipeline wheels --output {folder}` and the settings of this image.
 """
-_LEFT_OUT = (KEY_LABEL, "dev.cresset.base")
+_LEFT_OUT = (KEY_LABEL, BASE)
 
 
 def ejected(spec: ImageSpec, name: str, folder: Path = reqs.FOLDER) -> dict[str, Copied]:

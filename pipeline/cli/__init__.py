@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pipeline.cli import adopt, containers, engine, host, image, matrix, setup
+from pipeline.cli import adopt, containers, engine, host, image, matrix, proof, setup
 
 app = typer.Typer(
     name="cresset",
@@ -16,6 +16,7 @@ app = typer.Typer(
 )
 image.add_to(app)
 matrix.add_to(app)
+proof.add_to(app)
 setup.add_to(app)
 containers.add_to(app)
 host.add_to(app)

@@ -521,6 +521,12 @@ def check_driver(cuda: str, driver: str, *, ptx: bool = False) -> Problem | None
     )
 
 
+def least_driver(cuda: str) -> str:
+    """Return the oldest NVIDIA driver that runs what was built for `cuda`, empty if unknown."""
+    release = cuda_release(cuda)
+    return "" if isinstance(release, Problem) else release.driver_min
+
+
 def _drives(cuda: CudaRelease, driver: str, *, ptx: bool) -> bool:
     least = cuda.driver if ptx else cuda.driver_min
     return bool(least) and numbers(driver) >= numbers(least)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
 import subprocess
 from typing import Final
@@ -57,3 +59,34 @@ def commit(url: str, ref: str, mirror: tuple[str, str] = ("", "")) -> str | Prob
                        next_step="check the URL, the network and git's logins")  # fmt: skip
     # Of an annotated tag the peeled line comes last, and names the commit.
     return [line.split("\t")[0] for line in lines if line][-1]
+
+
+def checkout() -> tuple[str, str]:
+    """Return the URL of the repository that this folder is a checkout of, and its commit.
+
+    The URL is as a browser takes it; the commit ends in ``-dirty`` where there are edits. Each is
+    empty where there is none.
+    """
+    url = _asked("config", "--get", "remote.origin.url")
+    return web(url), _asked("describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
+
+
+def web(url: str) -> str:
+    """Return what a browser finds a repository by, without a login; empty for a path."""
+    # ssh://git@host:22/team/it.git, and git@host:team/it.git
+    url = re.sub(r"^ssh://([^@/]*@)?([^:/]+)(:\d+)?/", r"https://\2/", url)
+    url = re.sub(r"^[^@/:]+@([^:/]+):/*", r"https://\1/", url)
+    if not url.startswith(("https://", "http://")):
+        return ""
+    return re.split("[?#]", without_login(url))[0].rstrip("/").removesuffix(".git")
+
+
+def _asked(*words: str) -> str:
+    """Return what git says of this folder, nothing where it does not know."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        said = subprocess.run(
+            ["git", *words], capture_output=True, text=True, check=False, timeout=_SECONDS
+        )
+        if said.returncode == 0:
+            return said.stdout.strip()
+    return ""

@@ -26,8 +26,13 @@ def finish(container: Container, spec: ImageSpec, labels: Mapping[str, str]) -> 
     )
     for name, value in environment(spec).items():
         image = image.with_env_variable(name, value, expand=_INHERITED in value)
+    return with_labels(image, labels)
+
+
+def with_labels(image: Container, labels: Mapping[str, str]) -> Container:
+    """Return the image with the labels, and with the same as annotations of its manifest."""
     for name, value in labels.items():
-        image = image.with_label(name, value)
+        image = image.with_label(name, value).with_annotation(name, value)
     return image
 
 

@@ -108,6 +108,31 @@ def proof(wheel: WheelSpec, facts: dict[str, Any]) -> str:
     return f"{said}; git commit {commit}" if is_known else said
 
 
+def gpu_code(facts: dict[str, Any]) -> list[str]:
+    """Return what GPU code the torch in an image has, as ``sm_86`` and ``compute_86``, sorted.
+
+    By cuobjdump where it looked, else by what torch tells; nothing where torch is not Cresset's.
+    """
+    torch = facts["torch"]
+    if torch is None:
+        return []
+    listed = {
+        name
+        for file, names in (torch["code"] or {}).items()
+        if file.startswith("torch/")
+        for name in names
+    }
+    return sorted(
+        listed or torch["arches"], key=lambda name: (not name.startswith("sm_"), len(name), name)
+    )
+
+
+def commit(facts: dict[str, Any]) -> str:
+    """Return the commit that Cresset's torch in an image tells it is of, empty if none."""
+    told = str((facts["torch"] or {}).get("git", ""))
+    return told if re.fullmatch(_COMMIT, told) else ""
+
+
 def _of(wheel: WheelSpec, file: str) -> bool:
     # NVIDIA's own libraries beside it have what NVIDIA compiled them for.
     return file.startswith(f"{wheel.package}/") or (wheel.package == "torch" and "libmagma" in file)

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import build
 from pipeline.adopt import eject
 from pipeline.adopt.dockerfile import Copied
+from pipeline.labels import labels as labels_of
 from pipeline.publish import KEY_LABEL
 from pipeline.spec import ImageSpec
 from pipeline.stages import base, inputs, targets
@@ -91,7 +91,7 @@ def case(request: pytest.FixtureRequest) -> Case:
         torch_index_url=it.torch.index if it.torch and not it.torch.torch_wheel else "",
     )
     stored = {wheel.key: inputs.finished_wheel(Path("w"), wheel.package) for wheel in it.compiled}
-    graph = targets.stages(it, bottom, bottom, given, build.labels(it, "origin"), stored)
+    graph = targets.stages(it, bottom, bottom, given, labels_of(it, "origin"), stored)
     files = eject.ejected(it, "cresset", REQS)
     return Case(it, files, dict(read(files["Dockerfile"].content.decode())), graph)
 

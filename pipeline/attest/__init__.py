@@ -1,0 +1,1 @@
+"""What proves an image: its SBOM, its provenance and its signature, and the checks of them."""

@@ -1,0 +1,77 @@
+"""What is attached to an image in a registry, read as it is and believed in nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.attest import provenance, referrers, sbom, signing
+from pipeline.attest.referrers import Descriptor, Manifest
+
+SIGNATURES = ".sig"
+ENVELOPES = ".att"
+"""Of the tags that cosign looks under."""
+
+
+@dataclass(frozen=True)
+class Attached:
+    """Every document that refers to an image; each is the bytes that its digest says."""
+
+    sboms: tuple[bytes, ...] = ()
+    statements: tuple[bytes, ...] = ()
+    envelopes: tuple[bytes, ...] = ()
+    signatures: tuple[tuple[bytes, str], ...] = ()
+    """What was signed, and its signature."""
+    damaged: tuple[str, ...] = ()
+    """What is attached and is not what its digest says, or is gone."""
+
+
+def attached(repository: str, image: str) -> Attached:
+    """Return what is attached to the image of a digest; PublishError without an answer."""
+    damaged: list[str] = []
+    layers: dict[str, Descriptor] = {}
+    for manifest in _manifests(repository, image, damaged):
+        for layer in manifest.read.get("layers") or ():
+            # The signature is on the payload's own entry, and one payload may have several.
+            layers[layer["digest"] + str(layer.get("annotations", {}))] = layer
+    read: dict[str, list[Any]] = {kind: [] for kind in _KINDS}
+    for layer in layers.values():
+        kind, digest = layer.get("mediaType", ""), str(layer["digest"])
+        if kind not in read:
+            continue
+        content = referrers.blob(repository, digest)
+        if content is None or referrers.digest_of(content) != digest:
+            state = "is gone" if content is None else "has other bytes than its digest says"
+            damaged.append(f"{_KINDS[kind]} {digest} {state}")
+        elif kind == signing.PAYLOAD_TYPE:
+            read[kind].append((content, layer.get("annotations", {}).get(signing.SIGNATURE, "")))
+        else:
+            read[kind].append(content)
+    boms, statements, envelopes, signatures = (tuple(dict.fromkeys(read[it])) for it in _KINDS)
+    return Attached(boms, statements, envelopes, signatures, tuple(damaged))
+
+
+_KINDS = {
+    sbom.MEDIA_TYPE: "the SBOM",
+    provenance.MEDIA_TYPE: "the provenance",
+    signing.ENVELOPE_TYPE: "the signed statement",
+    signing.PAYLOAD_TYPE: "the signature's payload",
+}
+
+
+def _manifests(repository: str, image: str, damaged: list[str]) -> Iterator[Manifest]:
+    """Yield every artifact of the image, those of cosign that are found by a tag too."""
+    for entry in referrers.referrers(repository, image):
+        digest = str(entry["digest"])
+        found = referrers.manifest(repository, digest)
+        if found is None or found.digest != digest:
+            state = "is gone" if found is None else "has other bytes than its digest says"
+            damaged.append(f"the artifact {digest} {state}")
+        elif found.read.get("subject", {}).get("digest") != image:
+            damaged.append(f"the artifact {digest} is listed for this image and is of another")
+        else:
+            yield found
+    for suffix in (SIGNATURES, ENVELOPES):
+        if tagged := referrers.manifest(repository, referrers.tag_of(image, suffix)):
+            yield tagged

@@ -1,0 +1,192 @@
+"""Proving one image: what is in it, how it was made, and by whom; of a new one, or of one there."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pipeline import tags
+from pipeline.attest.subject import Made, Subject
+from pipeline.errors import ConfigError, Problem, PublishError
+from pipeline.labels import ARCHES, BASE
+from pipeline.publish import DIST, Delivered, Destination, Registry
+from pipeline.settings import Settings
+from pipeline.spec import ImageSpec, Target
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from dagger import Container
+
+    from pipeline.attest.attach import Proof
+    from pipeline.attest.verify import Verdict
+
+
+def signer(settings: Settings) -> EllipticCurvePrivateKey | None:
+    """Return the key to sign with, None if none is named; ConfigError if it is no key."""
+    from pipeline.attest import signing  # noqa: PLC0415 - as in attest
+
+    return signing.private_key(settings.sign_key) if settings.sign_key else None
+
+
+async def attest(
+    image: Container,
+    spec: ImageSpec,
+    settings: Settings,
+    where: Destination,
+    delivered: Delivered,
+    made: Made,
+    key: EllipticCurvePrivateKey | None,
+    say: Callable[[str], None],
+) -> None:
+    """Attach to an image in a registry what proves it; of another, write it into ``dist/``.
+
+    Raises:
+        PublishError: it cannot be attached or written; the image is delivered nevertheless.
+
+    """
+    from anyio import to_thread  # noqa: PLC0415 - only what builds or attests needs any of it
+    from dagger import dag  # noqa: PLC0415
+
+    from pipeline.attest import attach  # noqa: PLC0415
+
+    told = dataclasses.replace(made, engine_version=await dag.version())
+    subject = Subject(where.repository, delivered.digest, tags.tags(spec, settings.image_name))
+    listed = await packages(image, spec.target)
+
+    def work() -> None:
+        proof = documents(spec, settings, subject, listed, told)
+        if isinstance(where, Registry):
+            attach.to_registry(subject, proof, key, say)
+            return
+        name = f"{where.repository.replace('/', '-')}-{spec.variant}"
+        files = attach.to_files(DIST, name, subject, proof, key)
+        say(f"written: {', '.join(map(str, files))}")
+
+    await to_thread.run_sync(work)
+
+
+def documents(
+    spec: ImageSpec, settings: Settings, subject: Subject, listed: dict[str, Any], made: Made
+) -> Proof:
+    """Return SBOM and provenance of an image of which the packages are `listed`."""
+    from pipeline.attest import attach, provenance, referrers, sbom  # noqa: PLC0415 - as in attest
+
+    bill = sbom.sbom(spec, subject, listed, made.origin)
+    summed = {"sbom.cdx.json": referrers.digest_of(bill).partition(":")[2]}
+    version = importlib.metadata.version("cresset")
+    statement = provenance.provenance(spec, settings, subject, made, summed, os.environ, version)
+    return attach.Proof(bill, statement.content())
+
+
+async def packages(image: Container, target: Target) -> dict[str, Any]:
+    """Return the packages of an image, asked inside it."""
+    from pipeline.stages import inventory  # noqa: PLC0415 - it brings the SDK
+
+    return inventory.read(await inventory.inventory(image, target).stdout())
+
+
+def attest_published(
+    spec: ImageSpec, settings: Settings, where: Destination, *, again: bool
+) -> Delivered:
+    """Attach what is missing to an image that is in its registry already; return where it is.
+
+    With `again` its provenance is written anew, without what only its build could tell.
+
+    Raises:
+        ConfigError: it goes to no registry.
+        PublishError: it is not there, or the registry does not take what is attached.
+        EngineError, BuildError: it could not be looked into.
+
+    """
+    from pipeline.attest import attach, provenance, referrers  # noqa: PLC0415 - as in attest
+    from pipeline.attest.attached import attached  # noqa: PLC0415
+    from pipeline.report import reporting  # noqa: PLC0415
+
+    if not isinstance(where, Registry):
+        problem = Problem("REGISTRY", "", "only to an image in a registry can anything be attached",
+                          next_step="name the registry that it is in")  # fmt: skip
+        raise ConfigError([problem])
+    key = signer(settings)
+    delivered = where.find(spec)
+    if delivered is None:
+        raise PublishError(
+            f"{spec.variant} is not in {where.name}",
+            next_step="deliver it first, with `python -m pipeline build-only` and these settings",
+        )
+    subject = Subject(where.repository, delivered.digest, tags.tags(spec, settings.image_name))
+    with reporting("attest", ["engine", "packages", "attest"]) as report:
+        ref = f"{subject.repository}@{subject.digest}"
+        listed = packages_of(ref, spec.target, settings, report)
+        with report.stage("attest", in_engine=False):
+            labels = labels_of(subject)
+            made = Made(origin=labels.get(BASE, ""), arches=labels.get(ARCHES, ""))
+            proof = documents(spec, settings, subject, listed, made)
+            summed = referrers.digest_of(proof.sbom).partition(":")[2]
+            there = attached(subject.repository, subject.digest)
+            for content in () if again else there.statements:
+                read = provenance.read(content)
+                # One that the image's own build wrote tells more.
+                fits = not isinstance(read, str) and read.is_about(subject.digest)
+                if fits and summed in read.sboms and read.key == spec.key:  # type: ignore[union-attr]
+                    proof = attach.Proof(proof.sbom, content)
+            attach.to_registry(subject, proof, key, report.note)
+    return delivered
+
+
+def labels_of(subject: Subject) -> dict[str, str]:
+    """Return the labels of an image in a registry; PublishError if they cannot be had."""
+    from pipeline.attest import referrers  # noqa: PLC0415 - as in attest
+
+    image = referrers.manifest(subject.repository, subject.digest)
+    config = image and referrers.blob(subject.repository, image.read["config"]["digest"])
+    if not config:
+        raise PublishError(f"{subject.repository} has no image {subject.digest}")
+    labels: dict[str, str] = referrers.parsed(config).get("config", {}).get("Labels") or {}
+    return labels
+
+
+def packages_of(ref: str, target: Target, settings: Settings, report: Any) -> dict[str, Any]:  # noqa: ANN401 - a Report
+    """Return the packages of an image in a registry, asked inside it in an engine."""
+    from pipeline.engine import select, session  # noqa: PLC0415 - as in attest
+
+    with report.stage("engine", in_engine=False):
+        choice = select.choose(settings.engine, report.say)
+
+    async def ask() -> dict[str, Any]:
+        from dagger import dag  # noqa: PLC0415
+
+        async with session.session(choice, report.stream):
+            with report.stage("packages"), session.translated():
+                return await packages(dag.container().from_(ref), target)
+
+    return session.run(ask())
+
+
+def looked_into(verdict: Verdict, settings: Settings) -> Verdict:
+    """Return the verdict with one more check: whether the packages in the image are the SBOM's.
+
+    Raises:
+        EngineError, BuildError: it could not be looked into.
+
+    """
+    from pipeline.attest import sbom  # noqa: PLC0415 - as in attest
+    from pipeline.attest.verify import Check, Reference  # noqa: PLC0415
+    from pipeline.labels import TARGET  # noqa: PLC0415
+    from pipeline.report import reporting  # noqa: PLC0415
+
+    repository = Reference.parse(verdict.ref).repository
+    target = labels_of(Subject(repository, verdict.digest, ())).get(TARGET, "")
+    with reporting("verify", ["engine", "packages"]) as report:
+        found = packages_of(f"{repository}@{verdict.digest}", target, settings, report)  # type: ignore[arg-type]
+    told = sbom.listed(verdict.sbom)
+    inside = sbom.references(found)
+    other = sorted(
+        ref for ref in {*told, *inside} if ref != "magma" and told.get(ref) != inside.get(ref)
+    )
+    good = f"{len(inside)} packages, as the SBOM lists them"
+    why = f"the SBOM and the image differ in {', '.join(other[:5])}"
+    check = Check("packages", passed=not other, told=why if other else good)
+    return dataclasses.replace(verdict, checks=(*verdict.checks, check))

@@ -1,0 +1,366 @@
+"""What proves an image, without an image: the documents, the signatures, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from pipeline.attest import proof, provenance, sbom, signing, verify
+from pipeline.attest.attach import Proof
+from pipeline.attest.provenance import Statement
+from pipeline.attest.subject import Made, Subject
+from pipeline.errors import ConfigError, ProofError
+from pipeline.settings import load
+from pipeline.spec import ImageSpec
+from tests.unit.running import ROOT
+from tests.unit.specs import spec
+
+DIGEST = f"sha256:{'5' * 64}"
+SUBJECT = Subject("registry.example/team/cresset", DIGEST, ("py313-trixie", "key-1"))
+BASE = f"image docker.io/library/debian:trixie@sha256:{'b' * 64}"
+PACKAGES: dict[str, Any] = {
+    "os": {"id": "debian", "version": "13", "codename": "trixie", "name": "Debian 13"},
+    "interpreter": {"version": "3.13.5", "own": True},
+    "apt": [
+        {"name": "less", "version": "643-1", "arch": "amd64", "source": "less",
+         "source_version": "643-1"},
+        {"name": "libc6", "version": "2.41-12", "arch": "amd64", "source": "glibc",
+         "source_version": "2.41-12"},
+    ],
+    "python": [
+        {"name": "torch", "version": "2.6.0+cu124", "license": "BSD-3-Clause", "sha256": "",
+         "record": "a" * 64},
+        {"name": "torchvision", "version": "0.21.0+cu124", "license": "BSD", "sha256": "c" * 64,
+         "record": "d" * 64},
+    ],
+    "npm": [{"name": "pure-prompt", "version": "1.28.3"}],
+}  # fmt: skip
+COMPILED: dict[str, str] = {
+    "build_mode": "include", "cca": "8.6 9.0+PTX", "pytorch_version_tag": "v2.6.0",
+    "cuda_version": "12.4", "torch_url": "https://me:secret@git.example/pytorch",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compiled() -> ImageSpec:
+    return spec(**COMPILED)
+
+
+def parts(content: bytes) -> dict[str, dict[str, Any]]:
+    return {it["bom-ref"]: it for it in json.loads(content)["components"]}
+
+
+def told(part: dict[str, Any]) -> dict[str, str]:
+    return {it["name"].partition(":")[2]: it["value"] for it in part["properties"]}
+
+
+# The SBOM
+
+
+def test_the_sbom_lists_what_apt_and_pip_and_npm_brought() -> None:
+    content = sbom.sbom(spec("simple"), SUBJECT, PACKAGES, BASE)
+    assert sbom.invalid(content) == ""
+    assert sbom.names(content) == DIGEST
+    purls = {ref: part.get("purl") for ref, part in parts(content).items()}
+    assert purls == {
+        "os": None,
+        "deb:less:amd64": "pkg:deb/debian/less@643-1?arch=amd64&distro=debian-13",
+        "deb:libc6:amd64":
+            "pkg:deb/debian/libc6@2.41-12?arch=amd64&distro=debian-13&upstream=glibc",
+        "pypi:torch": "pkg:pypi/torch@2.6.0%2Bcu124",
+        "pypi:torchvision": "pkg:pypi/torchvision@0.21.0%2Bcu124",
+        "npm:pure-prompt": "pkg:npm/pure-prompt@1.28.3",
+    }  # fmt: skip
+    vision = parts(content)["pypi:torchvision"]
+    assert vision["hashes"] == [{"alg": "SHA-256", "content": "c" * 64}]
+    assert vision["licenses"] == [{"license": {"name": "BSD"}}]
+    assert parts(content)["pypi:torch"]["licenses"] == [{"license": {"id": "BSD-3-Clause"}}]
+
+
+def test_the_sbom_tells_how_wheels_were_compiled(compiled: ImageSpec) -> None:
+    content = sbom.sbom(compiled, SUBJECT, PACKAGES, BASE)
+    assert sbom.invalid(content) == ""
+    torch, vision = compiled.compiled
+    for wheel, ref in ((torch, "pypi:torch"), (vision, "pypi:torchvision")):
+        properties = told(parts(content)[ref])
+        assert properties["wheel-key"] == wheel.key
+        assert properties["arches"] == "8.6 9.0+PTX"
+        assert properties["source"] == "git"
+        assert properties["source-ref"] == wheel.source.ref
+        assert {f"flag:{name}": value for name, value in wheel.flags}.items() <= properties.items()
+    assert told(parts(content)["pypi:torch"])["source-location"] == "https://git.example/pytorch"
+    assert torch.magma is not None
+    magma = parts(content)["magma"]
+    assert magma["version"] == torch.magma.version
+    depends = {it["ref"]: it.get("dependsOn") for it in json.loads(content)["dependencies"]}
+    assert depends["pypi:torch"] == ["magma"]
+    assert b"secret" not in content
+
+
+def test_one_image_has_one_sbom() -> None:
+    program = """
+import json, sys
+from pipeline.attest import sbom
+from tests.unit.test_proof import BASE, PACKAGES, SUBJECT
+from tests.unit.specs import spec
+sys.stdout.write(sbom.sbom(spec("simple"), SUBJECT, PACKAGES, BASE).decode())
+"""
+    # Another process has another seed of hashes, and another time.
+    other = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    mine = sbom.sbom(spec("simple"), SUBJECT, PACKAGES, BASE)
+    assert other.stdout == mine.decode()
+    another = dataclasses.replace(SUBJECT, digest=f"sha256:{'6' * 64}")
+    assert json.loads(mine)["serialNumber"] != json.loads(
+        sbom.sbom(spec("simple"), another, PACKAGES, BASE)
+    )["serialNumber"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"bomFormat": "SPDX"}, {"components": [{"name": "it"}]}, {"unknown": 1}, {"version": "one"}],
+)
+def test_what_is_no_sbom_is_told_from_one(change: dict[str, Any]) -> None:
+    content = json.loads(sbom.sbom(spec("simple"), SUBJECT, PACKAGES, BASE))
+    assert sbom.invalid(json.dumps(content | change).encode())
+    assert sbom.invalid(b"{")
+
+
+# The provenance
+
+
+def made(**more: Any) -> Made:
+    began = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    return Made(BASE, "local", "v0.21.8", began, began.replace(hour=4), **more)
+
+
+def statement(
+    it: ImageSpec, settings: dict[str, str] | None = None, environ: dict[str, str] | None = None
+) -> Statement:
+    loaded = load(settings or {}, environ={}, env_file=Path("/nonexistent/.env")).settings
+    sums = {"sbom.cdx.json": "e" * 64}
+    return provenance.provenance(
+        it, loaded, SUBJECT, made(arches="sm_86"), sums, environ or {}, "1.0"
+    )
+
+
+def test_the_provenance_says_what_was_asked_and_what_went_in(compiled: ImageSpec) -> None:
+    content = statement(compiled, COMPILED).content()
+    read = json.loads(content)
+    assert read["_type"] == "https://in-toto.io/Statement/v1"
+    assert read["predicateType"] == "https://slsa.dev/provenance/v1"
+    assert read["subject"] == [{"name": SUBJECT.repository, "digest": {"sha256": "5" * 64}}]
+    definition = read["predicate"]["buildDefinition"]
+    assert definition["externalParameters"]["settings"]["CCA"] == "8.6 9.0+PTX"
+    # No address: whoever reads it has no use for the hosts of a network that is not theirs.
+    assert "TORCH_URL" not in definition["externalParameters"]["settings"]
+    assert definition["internalParameters"]["key"] == compiled.key
+    needed = {it["name"]: it for it in definition["resolvedDependencies"]}
+    assert needed["base: docker.io/library/debian:trixie"]["digest"] == {"sha256": "b" * 64}
+    for wheel in compiled.compiled:
+        assert needed[wheel.variant]["annotations"]["key"] == wheel.key
+    assert needed["source of torch"]["uri"] == "git+https://git.example/pytorch"
+    assert needed["reqs/pip-train.requirements.txt"]["digest"]["sha256"] == compiled.pip[0].sha256
+    details = read["predicate"]["runDetails"]
+    assert details["metadata"]["startedOn"] == "2026-01-02T03:04:05Z"
+    assert details["builder"]["version"]["dagger"] == "v0.21.8"
+    assert b"secret" not in content
+    assert provenance.read(content) == statement(compiled, COMPILED)
+
+
+def test_in_a_workflow_the_builder_is_the_workflow() -> None:
+    environ = {
+        "GITHUB_ACTIONS": "true",
+        "GITHUB_SERVER_URL": "https://github.com",
+        "GITHUB_REPOSITORY": "team/cresset",
+        "GITHUB_WORKFLOW_REF": "team/cresset/.github/workflows/images.yml@refs/heads/main",
+        "GITHUB_RUN_ID": "7",
+        "GITHUB_RUN_ATTEMPT": "2",
+    }
+    details = statement(spec("simple"), {}, environ).predicate.run_details
+    assert details.builder.id == (
+        "https://github.com/team/cresset/.github/workflows/images.yml@refs/heads/main"
+    )
+    assert details.metadata.invocation_id == (
+        "https://github.com/team/cresset/actions/runs/7/attempts/2"
+    )
+    assert provenance.builder({}) == provenance.LOCAL_BUILDER
+
+
+def without(path: str) -> Any:
+    def change(content: dict[str, Any]) -> None:
+        *above, last = path.split(".")
+        for name in above:
+            content = content[name]
+        content.pop(last)
+
+    return change
+
+
+def with_more(content: dict[str, Any]) -> None:
+    content["predicate"]["buildDefinition"]["more"] = 1
+
+
+def of_another_kind(content: dict[str, Any]) -> None:
+    content["predicateType"] = "https://slsa.dev/verification_summary/v1"
+
+
+def of_nothing(content: dict[str, Any]) -> None:
+    content["subject"] = []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [without("_type"), without("subject"), without("predicate.buildDefinition.buildType"),
+     without("predicate.runDetails.builder.id"), with_more, of_another_kind, of_nothing],
+)  # fmt: skip
+def test_what_is_no_provenance_is_told_from_one(change: Any) -> None:
+    content = json.loads(statement(spec("simple")).content())
+    change(content)
+    assert isinstance(provenance.read(json.dumps(content).encode()), str)
+
+
+# Signatures
+
+
+@pytest.fixture(scope="module")
+def key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def pem(key: Any, password: str = "") -> bytes:
+    encryption: Any = serialization.NoEncryption()
+    if password:
+        encryption = serialization.BestAvailableEncryption(password.encode())
+    content: bytes = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
+    )
+    return content
+
+
+def test_a_signature_is_of_one_image_by_one_key(key: ec.EllipticCurvePrivateKey) -> None:
+    signed = signing.payload(SUBJECT.repository, DIGEST)
+    signature = signing.sign(key, signed)
+    assert signing.is_signed(key.public_key(), signed, signature)
+    assert signing.is_about(signed, DIGEST)
+    assert not signing.is_about(signed, f"sha256:{'6' * 64}")
+    assert not signing.is_signed(key.public_key(), signed + b" ", signature)
+    stranger = ec.generate_private_key(ec.SECP256R1()).public_key()
+    assert not signing.is_signed(stranger, signed, signature)
+    for nonsense in ("", "***", base64.b64encode(b"0" * 70).decode()):
+        assert not signing.is_signed(key.public_key(), signed, nonsense)
+
+
+def test_an_envelope_opens_for_its_key_alone(key: ec.EllipticCurvePrivateKey) -> None:
+    content = statement(spec("simple")).content()
+    sealed = signing.envelope(key, content, provenance.MEDIA_TYPE)
+    assert signing.opened(key.public_key(), sealed, provenance.MEDIA_TYPE) == content
+    stranger = ec.generate_private_key(ec.SECP256R1()).public_key()
+    assert signing.opened(stranger, sealed, provenance.MEDIA_TYPE) is None
+    assert signing.opened(key.public_key(), sealed, "text/plain") is None
+    read = json.loads(sealed)
+    read["payload"] = base64.b64encode(content.replace(b"local", b"other")).decode()
+    assert (
+        signing.opened(key.public_key(), json.dumps(read).encode(), provenance.MEDIA_TYPE) is None
+    )
+    assert signing.opened(key.public_key(), b"{}", provenance.MEDIA_TYPE) is None
+
+
+def test_the_sbom_is_signed_in_a_statement_of_its_own() -> None:
+    listing = sbom.sbom(spec("simple"), SUBJECT, PACKAGES, BASE)
+    statements = Proof(listing, b"{}").statements(SUBJECT)
+    read = json.loads(statements["https://cyclonedx.org/bom"])
+    assert read["subject"] == [{"name": SUBJECT.repository, "digest": {"sha256": "5" * 64}}]
+    assert read["predicate"] == json.loads(listing)
+
+
+def test_keys_that_sign_and_check(
+    key: ec.EllipticCurvePrivateKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "sign.key"
+    path.write_bytes(pem(key))
+    assert signing.private_key(str(path)).private_numbers() == key.private_numbers()
+    path.write_bytes(pem(key, "right"))
+    monkeypatch.setenv("COSIGN_PASSWORD", "right")
+    assert signing.private_key(str(path)).private_numbers() == key.private_numbers()
+
+
+COSIGNS_OWN = b"-----BEGIN ENCRYPTED SIGSTORE PRIVATE KEY-----\nAAAA\n-----END"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "not a private key"),
+        (COSIGNS_OWN, "cosign's own encryption"),
+        (pem(ec.generate_private_key(ec.SECP256R1()), "right"), "COSIGN_PASSWORD"),
+        (pem(ec.generate_private_key(ec.SECP384R1())), "P-256"),
+    ],
+    ids=["empty", "cosign's own", "encrypted", "another curve"],
+)
+def test_a_key_that_cannot_sign_says_why_before_anything_is_built(
+    content: bytes, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COSIGN_PASSWORD", raising=False)
+    path = tmp_path / "sign.key"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"SIGN_KEY(.|\n)*{why}(.|\n)*openssl ecparam"):
+        proof.signer(load({"sign_key": str(path)}, environ={}).settings)
+
+
+def test_a_private_key_is_not_what_an_image_is_checked_by(
+    key: ec.EllipticCurvePrivateKey, tmp_path: Path
+) -> None:
+    path = tmp_path / "sign.key"
+    path.write_bytes(pem(key))
+    with pytest.raises(ConfigError, match=r"VERIFY_KEY(.|\n)*a private key"):
+        signing.public_key(str(path))
+    with pytest.raises(ConfigError, match=r"VERIFY_KEY(.|\n)*No such file"):
+        signing.public_key(str(tmp_path / "none"))
+
+
+# References
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("localhost:5000/cresset:it", "localhost:5000/cresset:it"),
+        (f"ghcr.io/team/cresset@{DIGEST}", f"ghcr.io/team/cresset@{DIGEST}"),
+        (f"ghcr.io/team/cresset:it@{DIGEST}", f"ghcr.io/team/cresset:it@{DIGEST}"),
+        ("team/cresset:it", "docker.io/team/cresset:it"),
+        ("debian:trixie", "docker.io/library/debian:trixie"),
+    ],
+)
+def test_a_reference_is_read_as_docker_reads_it(text: str, told: str) -> None:
+    assert str(verify.Reference.parse(text)) == told
+
+
+@pytest.mark.parametrize(
+    "text", ["", "ghcr.io/team/cresset", "ghcr.io/team/cresset@sha256:5", "a b:c"]
+)
+def test_what_names_no_image_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="a tag or a digest"):
+        verify.Reference.parse(text)
+
+
+def test_what_docker_pulled_is_known_by_its_digest() -> None:
+    other = f"sha256:{'6' * 64}"
+    digests = [f"ghcr.io/team/cresset@{other}", f"ghcr.io/team/cresset@{DIGEST}",
+               f"localhost:5000/cresset@{other}"]  # fmt: skip
+    pinned = verify.published(f"ghcr.io/team/cresset:it@{DIGEST}", digests)
+    assert str(pinned) == f"ghcr.io/team/cresset@{DIGEST}"
+    assert verify.published("localhost:5000/cresset:it", digests).digest == other
+    with pytest.raises(ProofError, match="made or loaded here"):
+        verify.published("cresset:it", [])
