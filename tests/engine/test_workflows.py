@@ -28,9 +28,10 @@ from cryptography.hazmat.primitives.serialization import (
 from platformdirs import user_cache_path
 
 from pipeline.settings import ALIASES, NAMES
-from tests import workflows
+from tests import services, workflows
 from tests.docker import dockerd
 from tests.engine.conftest import ROOT
+from tests.engine.test_updates import index
 from tests.workflows import substituted
 
 NOTHING: Mapping[str, str] = {}
@@ -68,6 +69,13 @@ class Site:
         file.parent.mkdir(exist_ok=True)
         file.write_text(f'#!/bin/bash\necho "{name} $*" >> "$STOOD_IN"\n{script}\n')
         file.chmod(0o755)
+
+    def is_ready(self) -> None:
+        """Say to make that what is installed is newer than what is written."""
+        for name in ("ready", "testable"):
+            file = self.clone / ".venv" / name
+            file.unlink(missing_ok=True)
+            file.touch()
 
     def run(
         self, name: str, values: Mapping[str, str] = NOTHING, environ: Mapping[str, str] = NOTHING
@@ -157,8 +165,14 @@ def fresh(clone: Path, tmp_path: Path) -> Site:
 
 @pytest.fixture
 def site(fresh: Site) -> Site:
-    """Return a clone in which what these tests run in is installed."""
-    (fresh.clone / ".venv").symlink_to(sys.prefix)
+    """Return a clone in which what these tests run in is installed.
+
+    And nothing else ever is: make would install this clone in place of the checkout of the tests.
+    """
+    (fresh.clone / ".venv").mkdir()
+    for path in Path(sys.prefix).iterdir():
+        (fresh.clone / ".venv" / path.name).symlink_to(path)
+    fresh.is_ready()
     return fresh
 
 
@@ -310,7 +324,7 @@ def test_a_link_says_whether_more_is_left(
     site: Site, values: Mapping[str, str], words: str, said: Mapping[str, str], code: int
 ) -> None:
     """A stand-in of the pipeline ends as it would."""
-    (site.clone / ".venv").unlink()
+    shutil.rmtree(site.clone / ".venv")
     site.stand_in("python", f"[ {code} = 0 ] && echo registry/image@sha256:1\nexit {code}")
     (site.clone / ".venv").mkdir()
     (site.clone / ".venv" / "bin").symlink_to(site.folder / "stand-ins")
@@ -359,6 +373,22 @@ def origin(site: Site) -> Path:
     _git(site.clone, "remote", "add", "origin", str(path))
     (site.folder / "body.md").write_text("what moves\n")
     return path
+
+
+def test_pins_are_renewed_and_what_moves_is_said(site: Site) -> None:
+    lock = site.clone / "requirements.lock"
+    had = lock.read_text()
+    lock.write_text("")
+    site.is_ready()
+    listed = {"torch": ["99.0.0"], "torchvision": []}
+    with services.serving(index(listed)) as host:
+        ended = site.run("updates/propose: Renew the pins", environ={"INDEX_URL": f"http://{host}"})
+    assert ended.code == 0, ended.err
+    pins = re.compile(r"^([\w.-]+)==", re.MULTILINE)
+    assert set(pins.findall(lock.read_text())) == set(pins.findall(had))
+    body = (site.folder / "body.md").read_text()
+    assert "- torch: the compatibility tables lack 99.0.0\n" in body
+    assert ended.summary == body
 
 
 def test_newer_pins_are_proposed_as_one_pull_request(site: Site, origin: Path) -> None:
