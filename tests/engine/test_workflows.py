@@ -82,8 +82,7 @@ class Site:
     ) -> Ended:
         """Run a step's script, with `values` for its expressions and `environ` on top."""
         step = STEPS[name]
-        known = {"github.workspace": str(self.clone), **values}
-        given = {key: substituted(value, known) for key, value in step.env.items()}
+        given = {key: substituted(value, values) for key, value in step.env.items()}
         files = {
             key: self.folder / key.lower()
             for key in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY", "STOOD_IN")
