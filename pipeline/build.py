@@ -7,12 +7,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import relock
 from pipeline.attest import proof
 from pipeline.attest.subject import Made
 from pipeline.errors import VerifyError
 from pipeline.host import repository
 from pipeline.labels import ARCHES, labels
-from pipeline.plan import plan, wheel_plan
+from pipeline.lock import apt_drift
+from pipeline.plan import Step, plan, wheel_plan
 from pipeline.publish import Delivered, Destination
 from pipeline.run import Compiled, Run, started
 from pipeline.settings import Settings
@@ -66,14 +68,17 @@ def build(
     where: Destination,
     *,
     refresh_base: bool = False,
+    check_index: bool = False,
     deadline: float = 0,
 ) -> Outcome:
     """Build, check and deliver the image; return where it is and what it took.
 
+    A spec that is held to a lock is refused with `check_index` where an index has other files.
+
     `deadline` is when a compile stops in good order, in seconds since the epoch; 0: never.
 
     Raises:
-        ConfigError: the base or the requirements are not what the settings say.
+        ConfigError: the base, the requirements or what the lock holds are not what they were.
         EngineError: no engine, or it was lost.
         BuildError: a stage failed.
         VerifyError: the image is not what the spec says; nothing was delivered.
@@ -92,6 +97,8 @@ def build(
 
         written = labels(spec, run.origin, *repository.checkout())
         stages = targets.stages(spec, run.base, run.build_base, run.inputs, written, run.stored)
+        if check_index:
+            await relock.check(run, spec)
         image: Any = await run.through(stages)
         with run.report.stage("verify"), run.translated():
             facts = await _verify(image, spec, stages.get("installer"), run.inputs)
@@ -124,7 +131,20 @@ def build(
             tuple(run.compiled),
         )
 
-    return started(work, spec, settings, plan(spec), refresh_base=refresh_base, deadline=deadline)
+    steps = plan(spec)
+    if check_index:
+        steps = (steps[0], Step("lock", "whether the indexes have what is locked"), *steps[1:])
+    return started(work, spec, settings, steps, refresh_base=refresh_base, deadline=deadline)
+
+
+def check(spec: ImageSpec, settings: Settings) -> None:
+    """Raise LockError where an index or the engine is not what a held spec says."""
+
+    async def work(run: Run) -> None:
+        await relock.check(run, spec)
+
+    steps = (plan(spec)[0], Step("lock", "whether the indexes have what is locked"))
+    started(work, spec, settings, steps)
 
 
 def wheels(spec: ImageSpec, settings: Settings, output: Path, *, deadline: float = 0) -> list[Path]:
@@ -174,10 +194,14 @@ async def _verify(
     inputs: Inputs,
 ) -> dict[str, Any]:
     """Return what was found in the image; VerifyError if it is not what the spec says."""
-    from pipeline.stages import verify  # noqa: PLC0415 - as in started
+    from pipeline.stages import locked, verify  # noqa: PLC0415 - as in started
 
     lister = verify.cuobjdump(installer, inputs) if installer and spec.compiled else None
     facts = verify.read(await verify.probe(image, spec, lister).stdout())
-    if problems := verify.judge(spec, facts):
+    problems = verify.judge(spec, facts)
+    if spec.lock is not None:
+        listed = locked.read_versions(await locked.versions(image).stdout())
+        problems += apt_drift(spec.lock, listed)
+    if problems:
         raise VerifyError(problems)
     return facts

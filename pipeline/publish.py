@@ -14,11 +14,12 @@ import subprocess
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pipeline import tags
-from pipeline.errors import PublishError
+from pipeline.errors import Problem, PublishError
 from pipeline.host import ca
 from pipeline.spec import ImageSpec
 
@@ -30,6 +31,10 @@ KEY_LABEL: Final = "dev.cresset.key"
 
 _DOCKER_SECONDS = 5.0
 _REGISTRY_SECONDS = 10.0
+_INDEXES = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
 _MANIFESTS = (
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v2+json",
@@ -95,8 +100,9 @@ class Registry:
     async def deliver(self, image: Container, spec: ImageSpec) -> Delivered:
         import dagger  # noqa: PLC0415 - most of a second, and only a real delivery needs it
 
+        *names, key = tags.tags(spec, self.image_name)
         try:
-            for tag in tags.tags(spec, self.image_name):
+            for tag in (*names, tags.dated(spec, datetime.now(UTC).date()), key):
                 await image.publish(
                     f"{self.repository}:{tag}", forced_compression=_forced(spec.compression)
                 )
@@ -149,6 +155,28 @@ def manifest(repository: str, tag: str) -> tuple[str, int] | None:
             next_step="check REGISTRY, and the machine's proxies",
         ) from error
     return digest, size
+
+
+def digest(reference: str) -> str | Problem:
+    """Return the digest that a reference's tag stands at now, as Docker reads references.
+
+    A problem says why it is not known. Nothing is pulled, so no registry counts it as that.
+    """
+    import requests  # noqa: PLC0415 - needed only where a registry is asked
+
+    name, _, tag = reference.rpartition(":")
+    host, _, rest = name.partition("/")
+    if not rest or not (re.search("[.:]", host) or host == "localhost"):
+        name = f"docker.io/{name}" if rest else f"docker.io/library/{name}"
+    accept = {"Accept": ", ".join((*_INDEXES, *_MANIFESTS))}
+    try:
+        response = request("HEAD", name, f"manifests/{tag}", headers=accept)
+    except requests.RequestException as error:
+        return Problem("", reference, _innermost(error))
+    found: str = response.headers.get("Docker-Content-Digest", "")
+    if response.status_code == requests.codes.ok and found:
+        return found
+    return Problem("", reference, f"its registry says {response.status_code} {response.reason}")
 
 
 def published(repository: str) -> tuple[str, ...]:

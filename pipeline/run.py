@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline import records, reqs
+from pipeline import lock, records, reqs
 from pipeline.errors import (
     BuildError,
     ConfigError,
@@ -29,7 +29,7 @@ from pipeline.host import worktree
 from pipeline.plan import Step
 from pipeline.records import Job, Record
 from pipeline.settings import Settings
-from pipeline.spec import BaseSpec, ImageSpec, WheelSpec
+from pipeline.spec import BaseSpec, ImageSpec, Locked, WheelSpec
 
 if TYPE_CHECKING:
     from dagger import Container, Directory
@@ -103,6 +103,8 @@ class Run:
     base: Container
     build_base: Container
     origin: str
+    build_origin: str
+    """As `origin` says of `base`, what `build_base` is."""
     inputs: Inputs
     store: Store | None
     stored: dict[str, Directory]
@@ -259,7 +261,7 @@ async def _run(
     from pipeline import store as stores  # noqa: PLC0415
     from pipeline.engine import session, telemetry  # noqa: PLC0415
     from pipeline.stages import base as bottom  # noqa: PLC0415
-    from pipeline.stages import inputs  # noqa: PLC0415
+    from pipeline.stages import inputs, locked  # noqa: PLC0415
 
     watcher = telemetry.Watcher(output=report.output, ran=report.ran)
     with telemetry.receiver(watcher) as report.watched:
@@ -270,6 +272,7 @@ async def _run(
                 index_url=settings.index_url,
                 extra_index_url=settings.extra_index_url,
                 torch_index_url=_torch_index(spec, settings),
+                torch_beside=spec.lock is not None,
                 npm_registry=settings.npm_registry,
                 trusted_host=settings.trusted_host,
                 git=inputs.git_access(
@@ -286,36 +289,39 @@ async def _run(
             store = stores.store(settings)
             stored = {it.key: store.wheel(it) for it in spec.compiled if store and store.has(it)}
             base = build_base = bottom.nothing()
-            origin = ""
+            origin = build_origin = ""
             if image or len(stored) < len(spec.compiled):
                 with report.stage("base"), session.translated():
                     given = await _sent(given, spec)
-                    base, origin = await _base(spec.base, settings, report, refresh=refresh_base)
+                    base, origin = await _base(
+                        spec.base, settings, report, spec.lock, refresh=refresh_base
+                    )
                     await _check_release(base, spec.base)
                     report.note(f"base: {origin}")
-                    build_base = await _build_base(base, spec, settings, report)
+                    build_base, build_origin = base, origin
+                    if (other := _other_base(spec)) is not None:
+                        build_base, build_origin = await _base(other, settings, report, spec.lock)
+                    base = locked.held(base, spec.lock)
             # The devel image compiles MAGMA, whether or not torch's wheel is there.
             compiling = spec.target == "devel" or len(stored) < len(spec.compiled)
             shared = caches.objects(settings.cache_url, report.note)
             async with shared if compiling else contextlib.nullcontext() as cache:
                 limits = inputs.Compiling(settings.max_jobs, deadline, cache)
                 given = dataclasses.replace(given, compiling=limits)
-                run = Run(spec, choice, report, base, build_base, origin, given, store, stored, [])
+                run = Run(
+                    spec, choice, report, base, build_base, origin, build_origin, given, store,
+                    stored, [],
+                )  # fmt: skip
                 done = await work(run)
                 if run.unkept:
                     raise run.unkept[0]
                 return done
 
 
-async def _build_base(
-    base: Container, spec: ImageSpec, settings: Settings, report: Report
-) -> Container:
-    """Return what is compiled on: the image's own base, or the one that brings CUDA."""
+def _other_base(spec: ImageSpec) -> BaseSpec | None:
+    """Return what is compiled on, if it is another base than the image's: one that brings CUDA."""
     wanted = next((it.toolchain.base for it in spec.compiled), spec.base)
-    if wanted == spec.base:
-        return base
-    other, _ = await _base(wanted, settings, report, refresh=False)
-    return other
+    return None if wanted == spec.base else wanted
 
 
 async def _sent(given: Inputs, spec: ImageSpec) -> Inputs:
@@ -337,9 +343,17 @@ async def _sent(given: Inputs, spec: ImageSpec) -> Inputs:
 
 
 async def _base(
-    spec: BaseSpec, settings: Settings, report: Report, *, refresh: bool
+    spec: BaseSpec,
+    settings: Settings,
+    report: Report,
+    held: Locked | None,
+    *,
+    refresh: bool = False,
 ) -> tuple[Container, str]:
-    """Return the base and what it is, by digest: the one choice that is left to the machine."""
+    """Return the base and what it is, by digest: the one choice that is left to the machine.
+
+    A lock leaves none.
+    """
     from anyio import to_thread  # noqa: PLC0415 - as in _run
 
     from pipeline.compat import toolkit  # noqa: PLC0415
@@ -347,18 +361,20 @@ async def _base(
     from pipeline.host.bootstrap import base_archive  # noqa: PLC0415
     from pipeline.stages import base as stage  # noqa: PLC0415
 
-    if spec.source in {"auto", "image"}:
-        pulled = stage.base_from_registry(spec.image)
+    digests = {it: held.digest(it) for it in lock.base_names(spec)} if held else {}
+    pinned = digests.get(spec.image, "")
+    if spec.source in {"auto", "image"} and (pinned or not any(digests.values())):
+        pulled = stage.base_from_registry(lock.pinned(spec.image, pinned))
         why = await session.why_unavailable(pulled)
         if not why:
             origin = f"image {await pulled.image_ref()}"
             return await stage.with_apt_mirror(pulled, spec).sync(), origin
-        if spec.source == "image" or not spec.can_bootstrap:
+        if pinned or spec.source == "image" or not spec.can_bootstrap:
             # A BASE_IMAGE is the user's own choice, even of such an image.
             ours = spec.image != settings.base_image
             other = toolkit.instead_of_image(spec.image) if ours else ""
             raise BuildError(
-                f"the base {spec.image} cannot be pulled",
+                f"the base {lock.pinned(spec.image, pinned)} cannot be pulled",
                 why=why,
                 next_step=other
                 or "set BASE_IMAGE to a reference that this machine can pull, or "
@@ -370,7 +386,9 @@ async def _base(
         archive = await to_thread.run_sync(lambda: base_archive(spec, report.say, refresh=refresh))
     made_by = "archive" if spec.source == "archive" else "bootstrap"
     # A BASE_ARCHIVE was hashed for the key already.
-    origin = f"{made_by} {archive.name}@sha256:{spec.archive_sha256 or _sha256(archive)}"
+    digest = f"sha256:{spec.archive_sha256 or _sha256(archive)}"
+    lock.check_base(spec, digests, digest)
+    origin = f"{made_by} {archive.name}@{digest}"
     return await stage.with_apt_mirror(stage.base_from_archive(str(archive)), spec).sync(), origin
 
 

@@ -254,6 +254,33 @@ class TorchSpec(Frozen):
         return tuple(wheel for wheel in (self.torch_wheel, self.vision_wheel) if wheel)
 
 
+class Package(Frozen):
+    """One file of a Python package, by which an installer knows that it is the one."""
+
+    name: str
+    version: str
+    file: str
+    """Its name on an index, or of a file of ``reqs/`` its path, as ``./name.whl``."""
+    sha256: str
+
+
+class Locked(Frozen):
+    """What a locked build is held to. `pipeline.lock` makes it of ``cresset.lock``."""
+
+    bases: tuple[tuple[str, str], ...] = ()
+    """Each base by its name in the lock, and its digest."""
+    torch: tuple[Package, ...] = ()
+    """What torch and torchvision bring along, themselves included unless they are compiled."""
+    pip: tuple[Package, ...] = ()
+    """What reqs/pip-train adds to it."""
+    apt: tuple[tuple[str, str], ...] = ()
+    """Every package of the distribution that is in the image, and its version."""
+
+    def digest(self, base: str) -> str:
+        """Return the digest of a base by its name in the lock, empty if it has none."""
+        return dict(self.bases).get(base, "")
+
+
 class ImageSpec(Frozen):
     """One image: everything that shapes it and nothing that does not."""
 
@@ -279,6 +306,8 @@ class ImageSpec(Frozen):
     recipe: str
     """Hash of the stages' own source, so that a new Cresset never passes off an old image."""
     platform: Literal["linux/amd64"] = PLATFORM
+    lock: Locked | None = None
+    """What the build is held to; None: what the registry, the index and the mirror have."""
 
     @property
     def compiled(self) -> tuple[WheelSpec, ...]:
@@ -288,21 +317,44 @@ class ImageSpec(Frozen):
     @property
     def variant(self) -> str:
         """The readable name: tag stem, test id and what ``--only`` matches."""
-        parts: list[str] = [] if self.target == "train" else [self.target + self.ngc]
-        parts.append("py" + self.python.replace(".", ""))
-        if self.torch is not None:
-            cuda = "".join(self.torch.cuda.split(".")[:2])
-            parts += [f"torch{self.torch.version}", f"cu{cuda}"]
-            if self.compiled:
-                parts.append(sm(self.compiled[0].arches))
-        return "-".join([*parts, self.base.codename])
+        torch = self.torch
+        return variant(
+            self.target + self.ngc,
+            self.python,
+            self.base.codename,
+            torch.version if torch else "",
+            torch.cuda if torch else "",
+            self.compiled[0].arches if self.compiled else (),
+        )
 
     @cached_property
     def key(self) -> str:
         """Sha256 of the canonical JSON of everything that shapes the image."""
         # The wheels hold the same code whichever GPU they are wanted for.
-        shaping = self.model_dump(mode="json", exclude={"arches"})
-        return _digest(shaping)
+        unlocked = {"lock"} if self.lock is None else set()
+        return _digest(self.model_dump(mode="json", exclude={"arches", *unlocked}))
+
+
+def variant(
+    target: str, python: str, codename: str, torch: str, cuda: str, arches: Sequence[Arch]
+) -> str:
+    """Return the readable name of an image; `torch` is empty without one, `arches` by wheels."""
+    parts = [] if target == "train" else [target]
+    parts.append("py" + python.replace(".", ""))
+    if torch:
+        parts += [f"torch{torch}", "cu" + "".join(cuda.split(".")[:2])]
+        parts += [sm(arches)] if arches else []
+    return "-".join([*parts, codename])
+
+
+def code_arches(names: Sequence[str]) -> list[Arch]:
+    """Return the architectures of GPU code as cuobjdump names it: ``sm_86``, ``compute_120``."""
+    matches = (re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name) for name in names)
+    return [
+        Arch.parse(f"{m[2]}.{m[3]}{m[4]}{'+PTX' if m[1] == 'compute' else ''}")
+        for m in matches
+        if m
+    ]
 
 
 def without_login(url: str) -> str:

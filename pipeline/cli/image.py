@@ -16,9 +16,11 @@ from pipeline.cli.options import takes_settings
 
 if TYPE_CHECKING:
     from pipeline import records
+    from pipeline.lock import Asked, Lock, Mode
     from pipeline.plan import Step
     from pipeline.settings import Settings
     from pipeline.spec import ImageSpec
+    from pipeline.validate_source import Resolve
 
 PANEL = "Images"
 
@@ -39,6 +41,13 @@ Deadline = Annotated[
 Output = Annotated[
     Path, typer.Option("--output", "-o", help="Folder to write the wheels to.", file_okay=False)
 ]
+HeldTo = Annotated[
+    bool,
+    typer.Option("--locked", help="Take what cresset.lock has; refuse what has moved since."),
+]
+Frozen = Annotated[
+    bool, typer.Option("--frozen", help="Take what cresset.lock has, and ask nobody what moved.")
+]
 Pull = Annotated[bool, typer.Option("--pull", help="Make the bootstrapped base anew.")]
 
 
@@ -48,6 +57,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("build-only", rich_help_panel=PANEL)(takes_settings(build_only))
     app.command(rich_help_panel=PANEL)(takes_settings(wheels))
     app.command(rich_help_panel=PANEL)(takes_settings(plan))
+    app.command(rich_help_panel=PANEL)(takes_settings(lock))
 
 
 def build(
@@ -58,9 +68,11 @@ def build(
     force: Force = False,
     pull: Pull = False,
     deadline: Deadline = "",
+    locked: HeldTo = False,
+    frozen: Frozen = False,
 ) -> None:
     """Build, check and deliver an image, and start a fresh container; print its reference."""
-    built = build_only(flags, target, as_json, dry_run, force, pull, deadline)
+    built = build_only(flags, target, as_json, dry_run, force, pull, deadline, locked, frozen)
     if not dry_run:
         _start(flags, built)
 
@@ -73,6 +85,8 @@ def build_only(
     force: Force = False,
     pull: Pull = False,
     deadline: Deadline = "",
+    locked: HeldTo = False,
+    frozen: Frozen = False,
 ) -> dict[str, str]:
     """Build, check and deliver an image, starting no container; print its digest reference."""
     from pipeline import build as building
@@ -80,7 +94,7 @@ def build_only(
     from pipeline import plan as planning
 
     until = _until(deadline)
-    settings, spec = spec_of(flags, target)
+    settings, spec = spec_of(flags, target, mode=_mode(locked, frozen))
     where = publish.destination(settings.registry, settings.image_name)
     outcome = None if force or pull else building.found(spec, where)
     if outcome is None:
@@ -93,7 +107,9 @@ def build_only(
         typer.echo(f"the image {state} {where.name}", err=True)
         return {}
     if outcome is None:
-        outcome = building.build(spec, settings, where, refresh_base=pull, deadline=until)
+        outcome = building.build(
+            spec, settings, where, refresh_base=pull, check_index=locked, deadline=until
+        )
         typer.echo(f"delivered to {where.name}", err=True)
     else:
         typer.echo(f"nothing to do: {spec.variant} is in {where.name} already", err=True)
@@ -133,6 +149,8 @@ def wheels(
     as_json: AsJson = False,
     dry_run: DryRun = False,
     deadline: Deadline = "",
+    locked: HeldTo = False,
+    frozen: Frozen = False,
 ) -> None:
     """Compile torch and torchvision as BUILD_MODE or their sources say; print the wheels' files."""
     from pipeline import build as building
@@ -141,7 +159,7 @@ def wheels(
     from pipeline.errors import ConfigError, Problem
 
     until = _until(deadline)
-    settings, spec = spec_of(flags, "train", wheels_only=True)
+    settings, spec = spec_of(flags, "train", wheels_only=True, mode=_mode(locked, frozen))
     if spec.torch is None or not spec.torch.compiled:
         raise ConfigError(
             [
@@ -167,12 +185,14 @@ def plan(
     target: Target = "",
     as_json: AsJson = False,
     mermaid: Annotated[bool, typer.Option("--mermaid", help="Draw it as a Mermaid chart.")] = False,
+    locked: HeldTo = False,
+    frozen: Frozen = False,
 ) -> None:
     """Show what a build would do, and the image's variant and key."""
     from pipeline import plan as planning
     from pipeline import records, store, validate
 
-    settings, spec = spec_of(flags, target)
+    settings, spec = spec_of(flags, target, mode=_mode(locked, frozen))
     validate.check_requirements(spec)
     _note_driver(spec)
     if mermaid:
@@ -180,6 +200,48 @@ def plan(
         return
     expected = records.expected(spec, store.store(settings))
     _print_plan(spec, planning.plan(spec), as_json=as_json, expected=expected)
+
+
+def lock(
+    flags: dict[str, str],
+    targets: Annotated[
+        list[str] | None, typer.Argument(help="train, simple, or both; default: SERVICE.")
+    ] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="Ask everything anew, and show what moves.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; refuse what has moved.")
+    ] = False,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Write down in cresset.lock what the image is made of, for builds with --locked."""
+    from pipeline import build as building
+    from pipeline import lock as locks
+    from pipeline import relock
+
+    if check:
+        for target in targets or [""]:
+            settings, spec = spec_of(flags, target, mode="locked")
+            building.check(spec, settings)
+            typer.echo(f"{spec.variant} is as {locks.FILE} has it", err=True)
+        return
+    old = new = locks.read()
+    for target in targets or [""]:
+        asked = _asked(flags, target, lock=None if update else old)
+        new = relock.relocked(asked, new, _commit(asked.settings), update=update)
+    moves = locks.moves(old, new)
+    if moves and not dry_run:
+        locks.write(new)
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(it) for it in moves]))
+    else:
+        for it in moves:
+            typer.echo(str(it))
+    done = "would change" if dry_run else "changed"
+    typer.echo(f"{locks.FILE}: {len(moves)} entries {done}" if moves
+               else f"{locks.FILE}: nothing moves", err=True)  # fmt: skip
 
 
 def _until(deadline: str) -> float:
@@ -198,29 +260,99 @@ def _until(deadline: str) -> float:
     return time.time() + seconds if deadline else 0
 
 
+def _mode(locked: bool, frozen: bool) -> Mode:
+    from pipeline.errors import ConfigError, Problem
+
+    if locked and frozen:
+        why = "the one refuses what has moved, the other does not ask"
+        raise ConfigError([Problem("--locked", "--frozen", why, allowed="one of them")])
+    return "locked" if locked else "frozen" if frozen else ""
+
+
 def spec_of(
-    flags: dict[str, str], target: str, *, wheels_only: bool = False
+    flags: dict[str, str], target: str, *, wheels_only: bool = False, mode: Mode = ""
 ) -> tuple[Settings, ImageSpec]:
-    """Return the settings and the spec that they make; ConfigError if they make none."""
-    from pipeline import settings, validate, validate_source
+    """Return the settings and their spec, held to the lock where a mode says so."""
+    from pipeline import lock as locks
+
+    if not mode:
+        asked = _asked(flags, target, wheels_only=wheels_only)
+        return asked.settings, asked.spec
+    lock = locks.read()
+    asked = _asked(flags, target, wheels_only=wheels_only, lock=lock, ask=False)
+    spec = locks.held(asked.spec, lock, image=not wheels_only)
+    if mode == "locked":
+        _refuse_drift(asked, lock)
+    return asked.settings, spec
+
+
+def _refuse_drift(asked: Asked, lock: Lock) -> None:
+    from pipeline import lock as locks
+    from pipeline import publish
+
+    moved, unasked = locks.drift(
+        asked.spec,
+        lock,
+        [*asked.branches, *locks.tags(asked.spec)],
+        digest=publish.digest,
+        commit=_commit(asked.settings),
+    )
+    for text in unasked:
+        typer.echo(f"note: nobody knows whether it has moved: {text}", err=True)
+    if moved:
+        raise locks.LockError(moved)
+
+
+def _commit(settings: Settings) -> Resolve:
     from pipeline.host import repository
+
+    mirror = (settings.git_old, settings.git_new)
+    return lambda url, ref: repository.commit(url, ref, mirror)
+
+
+def _asked(
+    flags: dict[str, str],
+    target: str,
+    *,
+    wheels_only: bool = False,
+    lock: Lock | None = None,
+    ask: bool = True,
+) -> Asked:
+    """Return the spec of the settings, and each branch in it with its commit.
+
+    What a `lock` has of them is not asked for; without `ask` nothing is.
+    """
+    from pipeline import settings, validate, validate_source
+    from pipeline.errors import Problem
     from pipeline.host.gpu import capabilities
+    from pipeline.lock import Asked, resolver
 
     loaded = settings.load(flags)
     for note in loaded.notes:
         typer.echo(f"note: {note}", err=True)
-    mirror = (loaded.settings.git_old, loaded.settings.git_new)
+    known = resolver(lock) if lock else None
+    ask_for = _commit(loaded.settings)
+    branches: dict[tuple[str, str], str] = {}
+
+    def recorded(url: str, ref: str) -> str | Problem:
+        commit = known(url, ref) if known else ask_for(url, ref)
+        if ask and known and isinstance(commit, Problem):
+            commit = ask_for(url, ref)
+        if not isinstance(commit, Problem):
+            branches[url, ref] = commit
+        return commit
+
     spec = validate.image_spec(
         loaded.settings,
         target,
         gpus=capabilities,
-        resolve=lambda url, ref: repository.commit(url, ref, mirror),
+        resolve=recorded,
         problems=loaded.problems,
         wheels_only=wheels_only,
     )
     for note in validate_source.unread(loaded.settings, spec):
         typer.echo(f"note: {note}", err=True)
-    return loaded.settings, spec
+    return Asked(spec, loaded.settings, branches)
 
 
 def _note_driver(spec: ImageSpec) -> None:

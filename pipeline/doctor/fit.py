@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from pipeline.compat import lookup, rules, tables
 from pipeline.compat.tables import numbers
 from pipeline.errors import ConfigError, Problem
 from pipeline.host.machine import Machine
+from pipeline.listing import Image
 from pipeline.settings import Settings
 from pipeline.spec import Arch, ImageSpec
 from pipeline.tags import repository
@@ -32,6 +33,8 @@ class Subject:
     cuda: str
     arches: tuple[Arch, ...]
     """What it has code for; empty where that is not known."""
+    driver: str = ""
+    """The oldest driver that it runs with, as it tells itself."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,15 @@ def by_tag(text: str) -> Subject | Problem:
     )
 
 
+def by_image(image: Image) -> Subject | None:
+    """Return what a published image is to a GPU by its labels; None where it has no torch."""
+    if not image.told("torch"):
+        return None
+    return Subject(
+        image.tag, image.told("torch"), image.told("cuda"), image.arches, image.told("driver")
+    )
+
+
 def _of_wheel(torch: str, cuda: str) -> tuple[Arch, ...]:
     release = lookup.torch_release(torch)
     wheel = release if isinstance(release, Problem) else rules.wheel_for(release, cuda)
@@ -110,10 +122,61 @@ def gpus(machine: Machine) -> tuple[Arch, ...]:
 
 def fits(subject: Subject, devices: Sequence[Arch], driver: str) -> bool:
     """Say whether an image runs on all of these GPUs, with this driver."""
-    ways = {covers(subject, device) for device in devices}
-    if "no" in ways:
-        return False
-    return not driver or rules.check_driver(subject.cuda, driver, ptx="ptx" in ways) is None
+    return not misfits(subject, devices, driver)
+
+
+def misfits(subject: Subject, devices: Sequence[Arch], driver: str) -> list[str]:
+    """Return why an image does not run on all of these GPUs with this driver; empty if it does."""
+    ways = {device: covers(subject, device) for device in devices}
+    wrong = [
+        f"no code for {device}: it has {' '.join(map(str, subject.arches))}"
+        for device, way in ways.items()
+        if way == "no"
+    ]
+    unknown = isinstance(lookup.cuda_release(subject.cuda), Problem)
+    if driver and unknown and subject.driver:
+        # Made by a newer Cresset, which has written down what it knows.
+        if numbers(driver) < numbers(subject.driver):
+            wrong.append(f"it needs driver {subject.driver} or newer, and this is {driver}")
+    elif driver and (
+        problem := rules.check_driver(subject.cuda, driver, ptx="ptx" in ways.values())
+    ):
+        wrong.append(problem.why)
+    return wrong
+
+
+def _rank(subject: Subject, devices: Sequence[Arch]) -> tuple[Any, ...]:
+    """Return what to sort images by that run on a machine, the best first.
+
+    Code for each GPU goes before PTX, which the driver has to compile; then the newest torch and
+    the newest CUDA.
+    """
+    ptx = any(covers(subject, device) == "ptx" for device in devices)
+    newest = ([-it for it in numbers(text)] for text in (subject.torch, subject.cuda))
+    return ptx, *newest
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A published image and why it does not run on a machine; nothing where it does."""
+
+    image: Image
+    why_not: tuple[str, ...]
+
+
+def judged(images: Sequence[Image], devices: Sequence[Arch], driver: str) -> list[Judged]:
+    """Return published images that have torch: the best for a machine first, and why not others.
+
+    Of two that are alike in all that `_rank` looks at goes the smaller: it has less for others.
+    """
+    found = []
+    for image in images:
+        subject = by_image(image)
+        if subject is not None and image.told("target") == "train":
+            why_not = misfits(subject, devices, driver)
+            rank = (bool(why_not), _rank(subject, devices), image.size, image.tag)
+            found.append((rank, Judged(image, tuple(why_not))))
+    return [it for _, it in sorted(found, key=lambda it: it[0])]
 
 
 def best(
@@ -236,8 +299,8 @@ def _published(machine: Machine, own: str, devices: Sequence[Arch], driver: str)
     if own in there:
         return own
     able = [
-        (numbers(it.torch), numbers(it.cuda), tag)
+        (_rank(it, devices), tag)
         for tag in there
         if not isinstance(it := by_tag(tag), Problem) and it.arches and fits(it, devices, driver)
     ]
-    return max(able)[2] if able and devices else ""
+    return min(able)[1] if able and devices else ""

@@ -148,6 +148,11 @@ async def why_unavailable(image: dagger.Container) -> str:
     return ""
 
 
+async def version() -> str:
+    """Return the version of the engine that this session is with."""
+    return await dagger.dag.version()
+
+
 async def prune_local(keep: str, say: Callable[[str], None]) -> int:
     """Shrink the local engine's cache to `keep`, as ``20GB``; return the bytes freed."""
     choice = choose("local", say)

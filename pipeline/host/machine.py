@@ -518,19 +518,16 @@ def _logins() -> Logins:
 
 
 def _registry(repository: str) -> Registry:
-    from pipeline import publish  # noqa: PLC0415 - only where a registry is named
+    from pipeline import publish, tags  # noqa: PLC0415 - only where a registry is named
     from pipeline.errors import PublishError  # noqa: PLC0415
 
     try:
         found = publish.published(repository)
-        return Registry(repository=repository, tags=tuple(it for it in found if _is_for_people(it)))
+        return Registry(
+            repository=repository, tags=tuple(it for it in found if tags.is_for_people(it))
+        )
     except PublishError as error:
         return Registry(repository=repository, error=shown(error.why or error.what))
-
-
-def _is_for_people(tag: str) -> bool:
-    # Each image has one by its key too.
-    return not tag.startswith("key-")
 
 
 def _engine() -> Engine:

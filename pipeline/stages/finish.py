@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dagger import Container
 
 from pipeline.spec import ImageSpec
+from pipeline.stages.locked import let_go
 from pipeline.stages.packages import OPENMP, VENV
 from pipeline.stages.shell import ENTER
 from pipeline.stages.torch import SOURCE
@@ -17,7 +18,8 @@ _INHERITED = "${PATH}"
 def finish(container: Container, spec: ImageSpec, labels: Mapping[str, str]) -> Container:
     """Return the image: what `container` holds, ready to be started by anyone."""
     image = (
-        container.without_file("/etc/localtime")
+        let_go(container, spec.lock)
+        .without_file("/etc/localtime")
         .with_symlink(f"/usr/share/zoneinfo/{spec.timezone}", "/etc/localtime")
         .with_new_file("/etc/timezone", f"{spec.timezone}\n")
         .with_workdir(SOURCE if spec.target == "devel" else spec.project_root)

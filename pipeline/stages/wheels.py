@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from dagger import Container, Directory
+from dagger import Container, Directory, dag
 
 from pipeline.compat.flags import FATBIN
-from pipeline.spec import ImageSpec, SourceSpec, TorchSpec, WheelSpec
+from pipeline.spec import ImageSpec, Locked, SourceSpec, TorchSpec, WheelSpec
 from pipeline.stages.inputs import Inputs
+from pipeline.stages.locked import requirements
 from pipeline.stages.magma import magma
 from pipeline.stages.packages import INSTALLER, PINS, VENV, python, python_install, uv, uv_binary
 from pipeline.stages.source import source, source_tools
@@ -19,6 +20,7 @@ from pipeline.stages.vision import vision_wheel
 _OUT = "/wheels"
 _COMPILED = "/mnt/compiled"
 _MOUNTED = "/mnt/wheels"
+_LOCKED = "/mnt/locked.txt"
 
 
 def wheels(
@@ -170,6 +172,8 @@ def _fetch(
         fetcher = python_install(installer, spec, uv_binary(installer), inputs)
     for number, directory in enumerate(compiled):
         fetcher = fetcher.with_mounted_directory(f"{_COMPILED}{number}", directory)
+    if spec.lock is not None:
+        return _fetch_locked(fetcher, spec, spec.lock, inputs)
     own = {f"{wheel.package}=={wheel.version}" for wheel in torch.compiled}
     wanted = [*(pin for pin in pins if pin not in own), *torch.constraints]
     download = [*_download(spec), *wanted]
@@ -177,6 +181,21 @@ def _fetch(
         # By their paths: PyTorch's index has wheels of the very same version.
         download = ["sh", "-ec", f'exec "$@" {_COMPILED}*/*.whl', "download", *download]
     return fetcher.with_(inputs.network.for_torch).with_exec(download).with_(inputs.network.out_of)
+
+
+def _fetch_locked(fetcher: Container, spec: ImageSpec, lock: Locked, inputs: Inputs) -> Container:
+    """Return the container after the download of the locked files, and of no other."""
+    text = requirements(lock.torch)
+    # What was compiled is known by its key, and lies there by its path.
+    script = f'mkdir -p {_OUT}; cp {_COMPILED}*/*.whl {_OUT}/ 2>/dev/null || true; exec "$@"'
+    command = [*_download(spec), "--no-deps", "--require-hashes", "--requirement", _LOCKED]
+    return (
+        fetcher.with_(inputs.network.for_packages)
+        .with_mounted_file(_LOCKED, dag.file("locked.txt", text))
+        .with_exec(["sh", "-ec", script, "download", *command])
+        .without_mount(_LOCKED)
+        .with_(inputs.network.out_of)
+    )
 
 
 def _download(spec: ImageSpec) -> list[str]:

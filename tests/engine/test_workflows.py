@@ -461,6 +461,11 @@ def test_what_the_plan_says_is_built_published_signed_and_then_there(
     again = site.run("link/work: Build or compile", values)
     assert (again.code, again.outputs) == (0, built.outputs), again.err
     _sign(site, values | {"needs.build.outputs.ref": ref})
+    ended = site.run("images/page: Write the page of tags", values)
+    assert ended.code == 0, ended.err
+    job = workflows.read(ROOT / ".github/workflows/images.yml")["jobs"]["page"]
+    (folder,) = [it["with"]["path"] for it in job["steps"] if "path" in it.get("with", {})]
+    assert ref.partition("@")[2] in (site.clone / folder / "index.html").read_text()
 
 
 def _sign(site: Site, values: dict[str, str]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.spec import Arch, WheelSpec
+from pipeline.spec import Arch, WheelSpec, code_arches
 from pipeline.stages import verify
 from tests.unit.specs import spec
 
@@ -14,6 +14,7 @@ SPEC = spec(pytorch_version_tag="v2.6.0", cca="8.6", tz="Asia/Seoul")
 
 GOOD: dict[str, Any] = {
     "python": "3.13",
+    "codename": "trixie",
     "prefix": "/opt/venv",
     "compilers": [],
     "apt_lists": [],
@@ -88,6 +89,9 @@ def test_a_good_image_passes() -> None:
 HOME = {"path": "/home/me", "uid": 1000, "world_writable": False}
 
 WRONG: dict[str, tuple[Any, list[str]]] = {
+    "codename": (
+        "bookworm", ["tag='py313-torch2.6.0-cu124-bookworm'", "allowed: py313-torch2.6.0-cu124-tr"]
+    ),
     "python": ("3.12", ["python='3.12'", "allowed: 3.13"]),
     "timezone": ("UTC", ["TZ='UTC'", "allowed: Asia/Seoul"]),
     "timezone_known": (False, ["TZ='Asia/Seoul'", "no such time zone"]),
@@ -169,11 +173,11 @@ def test_facts_are_read_below_what_libraries_print() -> None:
     ],
 )
 def test_flags_of_a_compiler_are_architectures(flag: str, arch: str) -> None:
-    assert verify.arches([flag]) == [Arch.parse(arch)]
+    assert code_arches([flag]) == [Arch.parse(arch)]
 
 
 def test_a_flag_of_no_architecture_is_passed_over() -> None:
-    assert verify.arches(["gfx90a", "sm_", "lto_90", "sm_80"]) == [Arch.parse("8.0")]
+    assert code_arches(["gfx90a", "sm_", "lto_90", "sm_80"]) == [Arch.parse("8.0")]
 
 
 # A compiled wheel

@@ -23,6 +23,7 @@ COMPILERS = ("cc", "gcc", "g++", "c++", "clang", "nvcc", "cicc", "ptxas")
 def main():
     facts = {
         "python": "%d.%d" % sys.version_info[:2],
+        "codename": codename(),
         "prefix": sys.prefix,
         "compilers": [path for name in COMPILERS for path in [shutil.which(name)] if path],
         "apt_lists": left_over("/var/lib/apt/lists/*Packages*"),
@@ -79,6 +80,16 @@ def cuda_libraries():
                     if not os.path.islink(path):
                         found.setdefault(file, []).append(folder)
     return found
+
+
+def codename():
+    """Return the name of the distribution's release, empty where it tells none."""
+    with open("/etc/os-release") as release:
+        for line in release:
+            name, _, value = line.strip().partition("=")
+            if name == "VERSION_CODENAME":
+                return value.strip("\"'")
+    return ""
 
 
 def preload_errors():

@@ -1,0 +1,191 @@
+"""Making a lock: what the base, the repositories, the indexes and apt's mirror have now."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pipeline import lock as locks
+from pipeline import store as stores
+from pipeline.errors import BuildError, ConfigError, Problem
+from pipeline.lock import Asked, Image, Lock, LockError
+from pipeline.plan import Step
+from pipeline.run import Run, started
+from pipeline.settings import Settings
+from pipeline.spec import ImageSpec, Locked, Package, without_login
+
+if TYPE_CHECKING:
+    from dagger import Directory
+
+Commit = Callable[[str, str], str | Problem]
+
+_STEPS = (
+    Step("base", "the base, by its digest"),
+    Step("python", "what the indexes have", ("base",)),
+    Step("apt", "what apt's mirror has", ("base",)),
+)
+
+
+def relocked(asked: Asked, old: Lock, commit: Commit, *, update: bool) -> Lock:
+    """Return the lock with all that an image needs in it.
+
+    What it has already stays as it is, unless with `update`; then all of this image is asked anew.
+    No engine is asked where nothing is missing.
+
+    Raises:
+        ConfigError: a branch or tag is not there, a compiled wheel is not in the store yet, or a
+            requirement cannot be locked.
+        EngineError, BuildError: as a build does.
+
+    """
+    spec = asked.spec
+    locks.check_lockable(spec)
+    new = _with_sources(asked, Lock() if update else old, commit)
+    new = old.model_copy(
+        update={
+            "engine": locks.engine(),
+            "prompt": locks.prompt(),
+            "git": {url: dict(old.git.get(url, {})) | dict(refs) for url, refs in new.git.items()}
+            | {url: refs for url, refs in old.git.items() if url not in new.git},
+            "archive": {**old.archive, **new.archive},
+        }
+    )
+    entry = old.image.get(spec.variant)
+    has_bases = all(
+        any(name in old.base for name in locks.base_names(base)) for base in locks.bases(spec)
+    )
+    if not update and has_bases and entry and entry.inputs == locks.inputs(spec):
+        return new
+    kept = () if update else _kept_bases(spec, old)
+    ready = locks.with_sources(spec, new).model_copy(update={"lock": Locked(bases=kept)})
+    _check_wheels(ready, asked.settings)
+    bases, image = started(_work(ready), ready, asked.settings, _STEPS)
+    # Of two names for one base the one that is not taken any more goes.
+    dropped = {name for base in locks.bases(spec) for name in locks.base_names(base)}
+    others = {name: digest for name, digest in new.base.items() if name not in dropped}
+    return new.model_copy(
+        update={"base": others | bases, "image": {**new.image, spec.variant: image}}
+    )
+
+
+def _with_sources(asked: Asked, known: Lock, commit: Commit) -> Lock:
+    """Return a lock with the commits and tarballs of a spec alone."""
+    git: dict[str, dict[str, str]] = {}
+    problems: list[Problem] = []
+    for (url, ref), found in asked.branches.items():
+        public = without_login(url)
+        git.setdefault(public, {})[ref] = known.git.get(public, {}).get(ref, found)
+    for url, ref in locks.tags(asked.spec):
+        public = without_login(url)
+        answer = known.git.get(public, {}).get(ref) or commit(url, ref)
+        if isinstance(answer, Problem):
+            problems.append(answer)
+        else:
+            git.setdefault(public, {})[ref] = answer
+    if problems:
+        raise ConfigError(problems)
+    archive = {
+        it.public_location: it.sha256 for it in locks.sources(asked.spec) if it.kind == "archive"
+    }
+    return Lock(git=git, archive=archive)
+
+
+def _kept_bases(spec: ImageSpec, old: Lock) -> tuple[tuple[str, str], ...]:
+    names = [name for base in locks.bases(spec) for name in locks.base_names(base)]
+    return tuple((name, old.base[name]) for name in names if name in old.base)
+
+
+def _check_wheels(spec: ImageSpec, settings: Settings) -> None:
+    """Refuse compiled wheels that are nowhere yet: what they depend on is written in them."""
+    store = stores.store(settings)
+    missing = [it for it in spec.compiled if store is None or not store.has(it)]
+    if missing:
+        raise LockError(
+            [
+                Problem(
+                    it.package,
+                    it.variant,
+                    "is compiled, and only the finished wheel tells what it depends on",
+                    next_step="`python -m pipeline wheels` with the same settings, then `lock`",
+                )
+                for it in missing
+            ]
+        )
+
+
+def _work(spec: ImageSpec) -> Callable[[Run], Any]:
+    async def work(run: Run) -> tuple[dict[str, str], Image]:
+        from pipeline.stages import locked  # noqa: PLC0415 - as in build
+
+        moment = _now()
+        bases = dict(
+            locks.base_entry(base, origin)
+            for base, origin in zip(locks.bases(spec), (run.origin, run.build_origin), strict=False)
+        )
+        below = locked.bottom_anew(run.base, spec, run.inputs, moment)
+        compiled = [run.stored[wheel.key] for wheel in spec.compiled]
+        with run.report.stage("python"), run.translated():
+            found = locked.resolved(below, spec, run.inputs, compiled, moment=moment)
+            torch = await _packages(found, "torch.toml", spec)
+            everything = await _packages(found, "pylock.toml", spec)
+        with run.report.stage("apt"), run.translated():
+            printed = locked.versions(locked.with_apt(below, spec))
+            apt = locked.read_versions(await printed.stdout())
+        pip = [it for it in everything if it not in torch]
+        return bases, Image(
+            inputs=locks.inputs(spec),
+            torch=locks.by_name(torch),
+            pip=locks.by_name(pip),
+            apt=apt,
+        )
+
+    return work
+
+
+async def _packages(found: Directory, name: str, spec: ImageSpec) -> list[Package]:
+    """Return the packages of a ``pylock.toml``, without those that are compiled."""
+    from pipeline.stages.locked import LOCAL  # noqa: PLC0415 - as in build
+
+    text = await found.file(name).contents()
+    version = re.search(r"(\d+)\.(\d+)", await found.file("glibc").contents())
+    glibc = (int(version[1]), int(version[2])) if version else (2, 17)
+    own = {wheel.package for wheel in spec.compiled}
+    listed = locks.packages(text, spec.python, glibc, LOCAL)
+    return [it for it in listed if it.name not in own]
+
+
+async def check(run: Run, spec: ImageSpec) -> None:
+    """Raise LockError where an index has another file than the lock, or the engine is another."""
+    from pipeline.engine import session  # noqa: PLC0415 - as in build
+    from pipeline.stages import locked  # noqa: PLC0415
+    from pipeline.stages.base import bottom  # noqa: PLC0415
+
+    assert spec.lock is not None
+    below = bottom(run.base, spec, run.inputs)
+    with run.report.stage("lock"), run.translated():
+        problems = list(locks.engine_drift(await session.version()))
+        found = locked.offered(below, spec, run.inputs, spec.lock, moment=_now())
+        try:
+            now = await _packages(found, "pylock.toml", spec)
+        except BuildError as error:
+            raise LockError([_not_offered(spec, error)]) from error
+        problems += locks.packages_drift(spec.variant, spec.lock, now)
+    if problems:
+        raise LockError(problems)
+
+
+def _not_offered(spec: ImageSpec, error: BuildError) -> Problem:
+    said = " ".join(error.tail.split())
+    return Problem(
+        f"{spec.variant} packages",
+        "",
+        f"the index does not have all of them: {said or error.why}",
+        allowed=str(locks.FILE),
+        next_step=f"{locks.UPDATE}, or name an index that keeps them",
+    )
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat()
