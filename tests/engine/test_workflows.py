@@ -390,6 +390,13 @@ def test_pins_are_renewed_and_what_moves_is_said(site: Site) -> None:
     assert ended.summary == body
 
 
+def test_a_lock_that_cannot_be_renewed_proposes_nothing(site: Site) -> None:
+    (site.clone / "cresset.lock").write_text("none")
+    ended = site.run("updates/propose: Renew the pins", environ=DRY)
+    assert ended.code == 2, ended.err
+    assert "cresset.lock" in ended.err
+
+
 def test_newer_pins_are_proposed_as_one_pull_request(site: Site, origin: Path) -> None:
     site.stand_in("gh", NO_PULL_REQUEST)
     assert site.run("updates/propose: Propose them", TOKEN).stood_in == []
