@@ -1,6 +1,7 @@
 """Each script of the workflows and actions, run as GitHub's runner runs it.
 
-What cannot be had here has a stand-in that is named so: ``gh``, ``sudo`` and a Docker with a GPU.
+What cannot be had here has a stand-in that is named so: ``gh``, ``sudo``, ``cosign`` where it would
+sign by a token of GitHub, and a Docker with a GPU.
 """
 
 from __future__ import annotations
