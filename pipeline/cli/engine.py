@@ -100,3 +100,21 @@ def requirements(
                     why=f"{shlex.join(step)} failed, as shown above",
                     next_step="run it by hand and mend what it says",
                 )
+
+
+@app.command("helm-values")
+def helm_values(
+    storage: Annotated[int, typer.Option(min=50, help="GiB of the engine's volume.")] = 500,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of a Service; 0: kube-pod:// alone.")
+    ] = 0,
+) -> None:
+    """Print the values of Dagger's Helm chart for an engine in Kubernetes; it keeps its cache."""
+    from pipeline.engine import helm
+
+    typer.echo(helm.as_yaml(helm.values(storage, port)), nl=False)
+    release, namespace = "engine-a", "dagger"
+    _say(f"next: pipe it into `{helm.command(release, namespace)}`, once for each engine,")
+    _say(f"and name them in ENGINES: {helm.runner_host(release, namespace, port)}")
+    if port:
+        _say("whoever reaches that port is root on its node: let a NetworkPolicy choose who does")

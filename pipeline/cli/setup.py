@@ -1,4 +1,4 @@
-"""Verbs that write down and show settings: env, over, config."""
+"""Verbs that write down and show settings and tables: env, over, config, updates."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def add_to(app: typer.Typer) -> None:
     app.command(rich_help_panel=PANEL)(takes_settings(env))
     app.command(rich_help_panel=PANEL)(takes_settings(over))
     app.command(rich_help_panel=PANEL)(takes_settings(config))
+    app.command(rich_help_panel=PANEL)(takes_settings(updates))
 
 
 def env(flags: dict[str, str]) -> None:
@@ -83,6 +84,23 @@ def config(
     width = max(map(len, values))
     for name, value in values.items():
         typer.echo(f"{name:<{width}}  {value or '-':<24} {loaded.origins[name]}")
+
+
+def updates(
+    flags: dict[str, str],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the releases of torch and torchvision that the tables of what goes together lack."""
+    from pipeline import updates as newer
+
+    index = _loaded(flags).settings.index_url or newer.PYPI
+    found = newer.missing(lambda package: newer.releases(package, index))
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    for package, versions in found.items():
+        said = f"lack {', '.join(versions)}" if versions else "have its newest release"
+        typer.echo(f"- {package}: the compatibility tables {said}")
 
 
 def _loaded(flags: dict[str, str]) -> Loaded:
