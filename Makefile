@@ -48,10 +48,8 @@ devcontainer: $(READY)  ## Write .devcontainer/ for VS Code and its kin; never o
 	@$(CRESSET) devcontainer
 wheels: $(READY)  ## Compile torch and torchvision as the settings say; prints the wheels' files.
 	@$(CRESSET) wheels
-
 attest: $(READY)  ## Attach what proves it to the published image: SBOM, provenance, signature.
 	@$(CRESSET) attest
-
 verify: $(READY)  ## Check an image in a registry: make verify REF=registry/name:tag
 	@$(CRESSET) verify $(REF)
 install-compose: $(READY)  ## Put Docker's Compose plugin in place for this user; needs no root.
