@@ -74,9 +74,8 @@ class Site:
     def is_ready(self) -> None:
         """Say to make that what is installed is newer than what is written."""
         for name in ("ready", "testable"):
-            file = self.clone / ".venv" / name
-            file.unlink(missing_ok=True)
-            file.touch()
+            (self.clone / ".venv" / name).unlink(missing_ok=True)
+        (self.clone / ".venv" / "ready").touch()
 
     def run(
         self, name: str, values: Mapping[str, str] = NOTHING, environ: Mapping[str, str] = NOTHING
