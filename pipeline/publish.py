@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -30,6 +30,7 @@ KEY_LABEL: Final = "dev.cresset.key"
 
 _DOCKER_SECONDS = 5.0
 _REGISTRY_SECONDS = 10.0
+_AT_ONCE: Final = 16
 _MANIFESTS = (
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v2+json",
@@ -67,6 +68,27 @@ def destination(registry: str, image_name: str) -> Destination:
         return Registry(tags.repository(image_name, registry), image_name)
     docker = Docker(tags.repository(image_name), image_name)
     return docker if docker.answers() else Archive(DIST, tags.repository(image_name))
+
+
+def find_all(wanted: Sequence[tuple[ImageSpec, Destination]]) -> list[Delivered | None]:
+    """Return what each destination has of its spec, asked at once; PublishError as `find`.
+
+    The tags of a registry's repository are listed first, so that what is not there costs nothing.
+    """
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - one image needs no threads
+
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        repositories = list({it.repository for _, it in wanted if isinstance(it, Registry)})
+        listed = dict(zip(repositories, threads.map(published, repositories), strict=True))
+        tagged = {name: frozenset(found) for name, found in listed.items()}
+
+        def find(pair: tuple[ImageSpec, Destination]) -> Delivered | None:
+            spec, where = pair
+            if isinstance(where, Registry) and tags.key_tag(spec) not in tagged[where.repository]:
+                return None
+            return where.find(spec)
+
+        return list(threads.map(find, wanted))
 
 
 @dataclass(frozen=True)

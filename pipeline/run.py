@@ -210,7 +210,7 @@ def started(
     with interruptible(), reporting("build", names) as report:
         # Outside the event loop, which would hold Ctrl-C back until an engine is compiled.
         with report.stage("engine", in_engine=False):
-            choice = select.choose(settings.engine, report.say)
+            choice = select.choose(settings.engine, report.say, select.hosts(settings.engines))
             report.note(f"engine: {choice.kind} ({choice.reason})")
             if choice.kind == "local" and (warning := _warning_of_disk(spec)):
                 report.note(warning)

@@ -40,6 +40,30 @@ Output = Annotated[
     Path, typer.Option("--output", "-o", help="Folder to write the wheels to.", file_okay=False)
 ]
 Pull = Annotated[bool, typer.Option("--pull", help="Make the bootstrapped base anew.")]
+Matrix = Annotated[
+    bool,
+    typer.Option(
+        "--matrix",
+        help="Build every cell of the matrix that is not there yet, on all ENGINES, and report at "
+        "the end; a cell that fails keeps no other from being built. Starts no container.",
+    ),
+]
+Only = Annotated[
+    list[str], typer.Option("--only", help="Of a matrix: cells whose variant matches this glob.")
+]
+Skip = Annotated[
+    list[str], typer.Option("--skip", help="Of a matrix: leave out cells whose variant matches.")
+]
+File = Annotated[Path, typer.Option("--file", help="The matrix.", dir_okay=False)]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Of a matrix: what the last run delivered is not asked for again, wherever it is now.",
+    ),
+]
+LeaveEnv = Annotated[bool, typer.Option("--leave-env", hidden=True)]
+"""For the cells of a matrix, of which none is the image that .env should name."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -58,10 +82,17 @@ def build(
     force: Force = False,
     pull: Pull = False,
     deadline: Deadline = "",
+    matrix: Matrix = False,
+    only: Only = [],  # noqa: B006 - typer copies it
+    skip: Skip = [],  # noqa: B006
+    file: File = Path(MATRIX),
+    resume: Resume = False,
 ) -> None:
     """Build, check and deliver an image, and start a fresh container; print its reference."""
-    built = build_only(flags, target, as_json, dry_run, force, pull, deadline)
-    if not dry_run:
+    built = build_only(
+        flags, target, as_json, dry_run, force, pull, deadline, matrix, only, skip, file, resume
+    )
+    if not dry_run and not matrix:
         _start(flags, built)
 
 
@@ -73,16 +104,28 @@ def build_only(
     force: Force = False,
     pull: Pull = False,
     deadline: Deadline = "",
+    matrix: Matrix = False,
+    only: Only = [],  # noqa: B006 - typer copies it
+    skip: Skip = [],  # noqa: B006
+    file: File = Path(MATRIX),
+    resume: Resume = False,
+    leave_env: LeaveEnv = False,
 ) -> dict[str, str]:
     """Build, check and deliver an image, starting no container; print its digest reference."""
     from pipeline import build as building
     from pipeline import compose, publish, validate
     from pipeline import plan as planning
+    from pipeline.cli import fleet
 
     until = _until(deadline)
-    settings, spec = _spec(flags, target)
+    if matrix:
+        asked = fleet.Asked(tuple(only), tuple(skip), file, resume, force, pull, dry_run, as_json)
+        fleet.build_matrix(flags, target, asked, until)
+        return {}
+    settings, spec = loaded_spec(flags, target)
     where = publish.destination(settings.registry, settings.image_name)
     outcome = None if force or pull else building.found(spec, where)
+    there = outcome is not None
     if outcome is None:
         # Not before: it takes longer than all of a build with nothing to do.
         validate.check_requirements(spec)
@@ -93,12 +136,14 @@ def build_only(
         typer.echo(f"the image {state} {where.name}", err=True)
         return {}
     if outcome is None:
-        outcome = building.build(spec, settings, where, refresh_base=pull, deadline=until)
+        with fleet.summarized(spec):
+            outcome = building.build(spec, settings, where, refresh_base=pull, deadline=until)
         typer.echo(f"delivered to {where.name}", err=True)
     else:
         typer.echo(f"nothing to do: {spec.variant} is in {where.name} already", err=True)
+    fleet.summarize(outcome, there=there)
     image = outcome.delivered.image
-    if image:
+    if image and not leave_env:
         _write_down(compose.IMAGES[spec.target], image)
     typer.echo(f"next: {outcome.delivered.next_step}", err=True)
     typer.echo(json.dumps(outcome.as_json()) if as_json else outcome.delivered.ref)
@@ -141,7 +186,7 @@ def wheels(
     from pipeline.errors import ConfigError, Problem
 
     until = _until(deadline)
-    settings, spec = _spec(flags, "train", wheels_only=True)
+    settings, spec = loaded_spec(flags, "train", wheels_only=True)
     if spec.torch is None or not spec.torch.compiled:
         raise ConfigError(
             [
@@ -172,7 +217,7 @@ def plan(
     from pipeline import plan as planning
     from pipeline import records, store, validate
 
-    settings, spec = _spec(flags, target)
+    settings, spec = loaded_spec(flags, target)
     validate.check_requirements(spec)
     _note_driver(spec)
     if mermaid:
@@ -198,9 +243,10 @@ def _until(deadline: str) -> float:
     return time.time() + seconds if deadline else 0
 
 
-def _spec(
+def loaded_spec(
     flags: dict[str, str], target: str, *, wheels_only: bool = False
 ) -> tuple[Settings, ImageSpec]:
+    """Return the settings and the spec of a target, and say what the user should know of them."""
     from pipeline import settings, validate, validate_source
     from pipeline.host import repository
     from pipeline.host.gpu import capabilities

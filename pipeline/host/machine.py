@@ -224,7 +224,7 @@ def look(repository: str = "") -> Machine:
         return found[0] if found else None
 
     release = section("os-release", _os_release) or {}
-    memory = section("memory", _memory) or (0, 0)
+    memory = section("memory", memory_bytes) or (0, 0)
     nvidia = section("nvidia", _nvidia)
     docker = section("docker", _docker)
     sections: dict[str, Any] = {
@@ -304,7 +304,7 @@ def _os_release() -> dict[str, str]:
     return platform.freedesktop_os_release()
 
 
-def _memory() -> tuple[int, int]:
+def memory_bytes() -> tuple[int, int]:
     """Return the bytes of memory, of this container where that has a limit, and of swap."""
     fields = dict(re.findall(r"(\w+):\s+(\d+) kB", _read("/proc/meminfo")))
     total = int(fields.get("MemTotal", 0)) * 1024
