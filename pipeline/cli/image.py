@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.spec import ImageSpec
 
 PANEL = "Images"
+MATRIX = "images.toml"
 
 Target = Annotated[
     str, typer.Argument(help="train (or full), devel, simple or ngc; default: SERVICE.")

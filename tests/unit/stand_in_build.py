@@ -13,8 +13,7 @@ from pathlib import Path
 
 def main() -> None:
     notes = Path(os.environ["STAND_IN_NOTES"])
-    verb, target = sys.argv[1:3]
-    if verb == "engine":
+    if sys.argv[1] == "engine":
         if os.environ.get("ENGINES", "") in os.environ.get("STAND_IN_DEAD", "").split():
             ended(4, {"why": "nobody there"})
         sys.stdout.write(json.dumps({"cores": 4, "memory": 1 << 36}))
@@ -38,9 +37,9 @@ def main() -> None:
             first.touch()
             ended(int(rest), {"what": "not this time", "stage": "deliver"})
     time.sleep(0.1)
-    out = {"ref": f"registry/{name}@sha256:1", "digest": "sha256:1", "size": 5, "cached": ["base"]}
-    out |= {"args": sys.argv[1:], "target": target, "summary": os.environ.get("GITHUB_STEP_SUMMARY")}
-    sys.stdout.write(json.dumps(out))
+    delivered = {"ref": f"registry/{name}@sha256:1", "digest": "sha256:1", "size": 5}
+    asked = {"args": sys.argv[1:], "summary": os.environ.get("GITHUB_STEP_SUMMARY")}
+    sys.stdout.write(json.dumps(delivered | asked | {"cached": ["base"]}))
 
 
 def wait(notes: Path, name: str) -> None:

@@ -207,7 +207,7 @@ def test_an_engine_that_falls_silent_does_not_hold_its_cells_for_ever(
 ) -> None:
     monkeypatch.setattr(fleet, "_WATCH_SECONDS", 0.05)
     monkeypatch.setattr(
-        select, "no_answer", lambda host: "no route" if list(tmp_path.glob("*.pid")) else None
+        select, "no_answer", lambda _: "no route" if list(tmp_path.glob("*.pid")) else None
     )
     made, said = run(wanted(a="wait"), "tcp://one:1")
     assert states(made) == {"a": "not built"}
@@ -227,7 +227,7 @@ def test_resume_asks_nobody_for_what_the_last_run_delivered() -> None:
     assert made.rows[1].result["ref"] == "registry/b@sha256:1"
 
 
-def test_force_builds_what_is_there(tmp_path: Path) -> None:
+def test_force_builds_what_is_there() -> None:
     options = fleet.Options(force=True, arguments=("--force",))
     made, _ = run(wanted(("a",), a="deliver"), options=options)
     assert states(made) == {"a": "delivered"}
@@ -241,9 +241,7 @@ def test_a_deadline_that_has_passed_leaves_cells_unfinished(tmp_path: Path) -> N
     assert handed(tmp_path) == []
 
 
-def test_the_step_summary_is_written_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_step_summary_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     summary = tmp_path / "summary.md"
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
     made, _ = run(wanted(a="deliver", b="fail 5 pip"))
@@ -256,7 +254,8 @@ def test_the_step_summary_is_written_once(
 
 
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is deaf to it
 from pipeline.engine import select
 from pipeline.fleet import build as fleet
 from pipeline.settings import Settings
@@ -273,7 +272,7 @@ sys.exit(made.exit_code)
 @contextlib.contextmanager
 def started(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-c", "import signal; signal.signal(2, signal.default_int_handler)" + SCRIPT],
+        [sys.executable, "-c", SCRIPT],
         cwd=ROOT,
         env={**os.environ, "STAND_IN_NOTES": str(tmp_path), "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
