@@ -95,6 +95,12 @@ class ConfigError(CressetError):
         return [str(problem) for problem in self.problems]
 
 
+class NothingSelected(CressetError):
+    """What was asked for by name or pattern leaves nothing to do."""
+
+    exit_code = 3
+
+
 class EngineError(CressetError):
     """No engine could be reached or started, or it was lost."""
 

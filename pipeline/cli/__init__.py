@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pipeline.cli import adopt, containers, engine, host, image, setup
+from pipeline.cli import adopt, containers, engine, host, image, matrix, setup
 
 app = typer.Typer(
     name="cresset",
@@ -17,6 +17,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 image.add_to(app)
+matrix.add_to(app)
 setup.add_to(app)
 containers.add_to(app)
 host.add_to(app)
