@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
     from pipeline.build import Outcome
-    from pipeline.fleet.build import Wanted
+    from pipeline.fleet.build import Options, Wanted
     from pipeline.spec import ImageSpec
 
 
@@ -36,21 +37,28 @@ def build_matrix(flags: dict[str, str], target: str, asked: Asked, until: float)
 
     Raises:
         ConfigError: the settings or the matrix are wrong, or a TARGET is named as well.
+        NothingSelected: no cell is left.
         typer.Exit: a cell was not delivered; with the exit code of the worst.
 
     """
-    from pipeline import settings as loading
+    from pipeline import publish
+    from pipeline.cli.matrix import planned
     from pipeline.errors import ConfigError, Problem, interruptible
     from pipeline.fleet import build as fleet
+    from pipeline.matrix import applied
 
     if target:
         why = "the matrix says which targets are built"
         step = f"leave it out, and choose by --only '{target}*'"
         raise ConfigError([Problem("TARGET", target, why, next_step=step)])
-    loaded = loading.load(flags)
-    for note in loaded.notes:
-        typer.echo(f"note: {note}", err=True)
-    wanted = _wanted(flags, loaded, asked)
+    settings, cells = planned(flags, asked.file, asked.only, asked.skip)
+    # Once for all that go to the same place: whether Docker answers can take seconds.
+    destination = functools.cache(publish.destination)
+    wanted = [
+        fleet.Wanted(cell, own, destination(own.registry, own.image_name))
+        for cell in cells
+        for own in [applied(settings, cell.settings)]
+    ]
     given = {name: value for name, value in flags.items() if value}
     options = fleet.Options(
         variables=given,
@@ -65,7 +73,7 @@ def build_matrix(flags: dict[str, str], target: str, asked: Asked, until: float)
         _print_planned(wanted, options, asked)
         return
     with interruptible():
-        report = fleet.build(wanted, loaded.settings, options)
+        report = fleet.build(wanted, settings, options)
     for line in report.lines():
         typer.echo(line, err=True)
     if asked.as_json:
@@ -80,23 +88,22 @@ def build_matrix(flags: dict[str, str], target: str, asked: Asked, until: float)
 
 def _words(given: dict[str, str], asked: Asked) -> tuple[str, ...]:
     """Return what the command of a single cell has beside its name; no password is among it."""
-    from pipeline.cli.image import MATRIX
+    from pipeline.cli.matrix import FILE
     from pipeline.settings import shown
 
-    words = [] if asked.file == Path(MATRIX) else ["--file", str(asked.file)]
+    words = [] if asked.file == FILE else ["--file", str(asked.file)]
     for name, value in given.items():
         words += [f"--{name.lower().replace('_', '-')}", shown(value, name)]
     return tuple(words)
 
 
-def _print_planned(wanted: Sequence[Wanted], options: object, asked: Asked) -> None:
+def _print_planned(wanted: Sequence[Wanted], options: Options, asked: Asked) -> None:
     from pipeline.fleet import build as fleet
     from pipeline.fleet import handout
 
-    assert isinstance(options, fleet.Options)
     there = fleet.found(wanted, options)
     kept = fleet.stored([it for it in wanted if it.name not in there])
-    rows = []
+    rows: list[dict[str, Any]] = []
     for it in wanted:
         job = handout.job(it.cell.spec)
         compiles = sorted(it.partition(":")[0] for it in job.wheels - kept)

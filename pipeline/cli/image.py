@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli.matrix import FILE, File, Only, Skip
 from pipeline.cli.options import takes_settings
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from pipeline.spec import ImageSpec
 
 PANEL = "Images"
-MATRIX = "images.toml"
 
 Target = Annotated[
     str, typer.Argument(help="train (or full), devel, simple or ngc; default: SERVICE.")
@@ -45,17 +45,10 @@ Matrix = Annotated[
     bool,
     typer.Option(
         "--matrix",
-        help="Build every cell of the matrix that is not there yet, on all ENGINES, and report at "
+        help="Build every cell of images.toml that is not there yet, on all ENGINES, and report at "
         "the end; a cell that fails keeps no other from being built. Starts no container.",
     ),
 ]
-Only = Annotated[
-    list[str], typer.Option("--only", help="Of a matrix: cells whose variant matches this glob.")
-]
-Skip = Annotated[
-    list[str], typer.Option("--skip", help="Of a matrix: leave out cells whose variant matches.")
-]
-File = Annotated[Path, typer.Option("--file", help="The matrix.", dir_okay=False)]
 Resume = Annotated[
     bool,
     typer.Option(
@@ -84,9 +77,9 @@ def build(
     pull: Pull = False,
     deadline: Deadline = "",
     matrix: Matrix = False,
-    only: Only = [],  # noqa: B006 - typer copies it
-    skip: Skip = [],  # noqa: B006
-    file: File = Path(MATRIX),
+    only: Only = None,
+    skip: Skip = None,
+    file: File = FILE,
     resume: Resume = False,
 ) -> None:
     """Build, check and deliver an image, and start a fresh container; print its reference."""
@@ -106,9 +99,9 @@ def build_only(
     pull: Pull = False,
     deadline: Deadline = "",
     matrix: Matrix = False,
-    only: Only = [],  # noqa: B006 - typer copies it
-    skip: Skip = [],  # noqa: B006
-    file: File = Path(MATRIX),
+    only: Only = None,
+    skip: Skip = None,
+    file: File = FILE,
     resume: Resume = False,
     leave_env: LeaveEnv = False,
 ) -> dict[str, str]:
@@ -120,7 +113,9 @@ def build_only(
 
     until = _until(deadline)
     if matrix:
-        asked = fleet.Asked(tuple(only), tuple(skip), file, resume, force, pull, dry_run, as_json)
+        asked = fleet.Asked(
+            tuple(only or ()), tuple(skip or ()), file, resume, force, pull, dry_run, as_json
+        )
         fleet.build_matrix(flags, target, asked, until)
         return {}
     settings, spec = loaded_spec(flags, target)

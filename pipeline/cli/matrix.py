@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline.settings import Loaded, Settings
 
 PANEL = "Images"
+FILE = Path("images.toml")
 
 File = Annotated[Path, typer.Option("--file", help="File that names the images.", dir_okay=False)]
 Only = Annotated[
@@ -34,7 +35,7 @@ def add_to(app: typer.Typer) -> None:
 
 def matrix(
     flags: dict[str, str],
-    file: File = Path("images.toml"),
+    file: File = FILE,
     only: Only = None,
     skip: Skip = None,
     missing: Annotated[

@@ -55,8 +55,8 @@ def hosts(setting: str) -> tuple[str, ...]:
     """Return the runner hosts that ENGINES names, each once, in the order they stand in.
 
     Dagger's client reads them (v0.21.8, engine/client/drivers). ``tcp`` is plain. ``tls`` checks
-    the engine's certificate against this machine's authorities, or those in the file ``ca_path``; an
-    engine with ``--tlscacert`` asks for the certificate and key that are in ``cert_path`` and
+    the engine's certificate against this machine's authorities, or those in the file ``ca_path``;
+    an engine with ``--tlscacert`` asks for the certificate and key in ``cert_path`` and
     ``key_path``; its port is 443 unless it is named. ``ssh`` runs ``buildctl dial-stdio`` there by
     this machine's own ssh, ``kube-pod`` in the pod by kubectl.
     """
