@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import ssl
 import subprocess
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from platformdirs import user_cache_path
 
@@ -153,11 +154,25 @@ def no_answer(host: str) -> str | None:
         else:
             url = urlsplit(host)
             address = (url.hostname or "", url.port or _TLS_PORT)
-            with contextlib.closing(socket.create_connection(address, _ANSWER_SECONDS)):
-                pass
-    except (OSError, ValueError) as error:
+            with socket.create_connection(address, _ANSWER_SECONDS) as client:
+                if scheme == "tls":
+                    _shake_hands(client, address[0], dict(parse_qsl(url.query)))
+    except (OSError, ValueError) as error:  # of TLS too
         return str(error)
     return None
+
+
+def _shake_hands(client: socket.socket, name: str, files: Mapping[str, str]) -> None:
+    """Raise OSError where the two do not trust each other: the client would try for minutes."""
+    context = ssl.create_default_context(cafile=files.get("ca_path"))
+    if "cert_path" in files:
+        context.load_cert_chain(files["cert_path"], files.get("key_path"))
+    # An engine that refuses our certificate says so only when it is read from (TLS 1.3).
+    with (
+        context.wrap_socket(client, server_hostname=name) as secure,
+        contextlib.suppress(TimeoutError),
+    ):
+        secure.recv(1)
 
 
 def _docker(say: Callable[[str], None]) -> Choice | str:

@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 
 PROGRAM: Final = (sys.executable, "-m", "pipeline")
 
+# All that would end us alone: the children are in groups of their own, and hear of none of them.
+_ENDINGS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _HEARTBEAT_SECONDS: Final = 20.0
+_TOGETHER_SECONDS: Final = 30.0
+# It may make its base first.
+_ANSWER_SECONDS: Final = 600.0
 _WATCH_SECONDS: Final = 10.0
 # Of an engine that cells are running on: a busy machine may miss one or two.
 _SILENCES: Final = 3
@@ -197,7 +202,7 @@ class _Run:
             listening.cancel_scope.cancel()
 
     async def _listen(self, work: anyio.CancelScope) -> None:
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        with anyio.open_signal_receiver(*_ENDINGS) as signals:
             async for _ in signals:
                 self.interrupted = True
                 self.view.note("stopping: every build ends in good order")
@@ -209,25 +214,50 @@ class _Run:
             self.view.beat()
 
     async def _build(self, left: Sequence[Wanted]) -> None:
-        places = await self._places(left[0])
         jobs = {it.name: handout.job(it.cell.spec) for it in left}
-        silent = {name: why for name, why in self._silent.items() if name not in places}
-        self.state = handout.begin(jobs, places, stored=self.stored, holds=fleet.built())
-        if not places:
-            self.view.note(
-                "no engine answers: " + "; ".join(f"{n}: {w}" for n, w in silent.items())
-            )
+        asked = frozenset(it.name for it in self.engines)
+        self.state = handout.begin(jobs, {}, asked=asked, stored=self.stored, holds=fleet.built())
         async with anyio.create_task_group() as group:
             for engine in self.engines:
-                if engine.name in places:
-                    group.start_soon(self._watch, engine)
+                group.start_soon(self._join, engine, left[0])
+            # Those that answer at once begin together, and share the cells evenly.
+            with anyio.move_on_after(_TOGETHER_SECONDS):
+                while self.state.asked:
+                    await self._news()
             while await self._hand_out(group):
-                await self._changed.wait()
-                self._changed = anyio.Event()
+                await self._news()
             group.cancel_scope.cancel()
 
+    async def _news(self) -> None:
+        """Wait until a child has ended, or an engine has answered."""
+        await self._changed.wait()
+        self._changed = anyio.Event()
+
+    async def _join(self, engine: Engine, first: Wanted) -> None:
+        """Ask an engine what it holds, give it cells if it answers, and watch over it then."""
+        assert self.state
+        name = engine.name
+        if engine.here:
+            self.machines[name] = fleet.this_machine()
+        elif why := await to_thread.run_sync(engine.why_silent):
+            self._silent[name] = why
+        else:
+            await self._ask(engine, first)
+        if machine := self.machines.get(name):
+            self.view.note(
+                f"engine {name}: {machine.cores} cores, {machine.memory / 1e9:.1f} GB, "
+                f"{machine.places} cells at once"
+            )
+            self.state = handout.joined(self.state, name, machine.places)
+        else:
+            self.view.note(f"engine {name} is left out: {self._silent[name]}")
+            self.state = handout.absent(self.state, name)
+        self._changed.set()
+        if name in self.machines:
+            await self._watch(engine)
+
     async def _hand_out(self, children: anyio.abc.TaskGroup) -> bool:
-        """Hand out all that can be; return whether anything runs then."""
+        """Hand out all that can be; return whether there is anything to wait for then."""
         assert self.state
         late = self.options.until and time.time() >= self.options.until
         while not late and (pair := handout.next_pair(self.state)):
@@ -236,7 +266,8 @@ class _Run:
             engine = next(it for it in self.engines if it.name == name)
             children.start_soon(self._one, cell, engine)
         self._show()
-        return bool(self.state.running)
+        more = self.state.asked and self.state.pending and not late
+        return bool(self.state.running or more)
 
     async def _one(self, cell: str, engine: Engine) -> None:
         """Have one engine build one cell."""
@@ -297,43 +328,24 @@ class _Run:
             row = self.rows[cell]
             if row.state not in (report.WAITING, report.BUILDING):
                 continue
-            row.state, row.code = str(end.outcome), end.code
+            stopped = end.code == Unfinished.exit_code
+            row.state = report.UNFINISHED if stopped else str(end.outcome)
+            row.code = end.code
             row.why = end.why or str(row.error.get("what", ""))
             self.view.changed(row)
 
-    async def _places(self, first: Wanted) -> dict[str, int]:
-        """Return how many cells each engine that answers takes at once."""
-
-        async def ask(engine: Engine) -> None:
-            if engine.here:
-                self.machines[engine.name] = fleet.this_machine()
-                return
-            if why := await to_thread.run_sync(engine.why_silent):
-                self._silent[engine.name] = why
-            else:
-                await self._ask(engine, first)
-
-        async with anyio.create_task_group() as group:
-            for engine in self.engines:
-                group.start_soon(ask, engine)
-        for engine in self.engines:
-            name = engine.name
-            if machine := self.machines.get(name):
-                self.view.note(
-                    f"engine {name}: {machine.cores} cores, {machine.memory / 1e9:.1f} GB, "
-                    f"{machine.places} cells at once"
-                )
-            else:
-                self.view.note(f"engine {name} is left out: {self._silent[name]}")
-        names = [it.name for it in self.engines if it.name in self.machines]
-        return {name: self.machines[name].places for name in names}
-
     async def _ask(self, engine: Engine, first: Wanted) -> None:
         """Ask an engine what its machine holds, which tells as well whether it can build."""
-        log = self.folder / f"engine-{len(list(self.folder.glob('engine-*.log')))}.log"
+        log = self.folder / f"engine-{list(self.engines).index(engine)}.log"
         argv = [*PROGRAM, "engine", "machine", "--json"]
         env = _environment(self.options.variables, first.cell.settings, engine)
-        ended = await child.run(argv, env, log, lambda _: None)
+        ended: child.Ended | None = None
+        with anyio.move_on_after(_ANSWER_SECONDS):
+            ended = await child.run(argv, env, log, lambda _: None)
+        if ended is None:
+            # Dagger's client tries for longer than anybody should wait.
+            self._silent[engine.name] = f"no answer in {_ANSWER_SECONDS:.0f} s; log: {log}"
+            return
         if ended.code == 0:
             self.machines[engine.name] = Machine(ended.said["cores"], ended.said["memory"])
             return

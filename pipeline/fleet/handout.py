@@ -61,6 +61,8 @@ class State:
     engines: Mapping[str, int]
     """How many cells each takes at once."""
     pending: tuple[str, ...]
+    asked: frozenset[str] = frozenset()
+    """Engines that have not answered yet."""
     again: frozenset[str] = frozenset()
     """Those of the pending whose delivery failed once; they wait for all others to be handed."""
     running: Mapping[str, str] = field(default_factory=dict)
@@ -99,12 +101,24 @@ def begin(
     jobs: Mapping[str, Job],
     engines: Mapping[str, int],
     *,
+    asked: frozenset[str] = frozenset(),
     stored: frozenset[str] = frozenset(),
     holds: Mapping[str, frozenset[str]] | None = None,
 ) -> State:
     """Return the state in which nothing is handed out yet."""
-    state = State(jobs, engines, tuple(jobs), stored=stored, holds=holds or {})
+    state = State(jobs, engines, tuple(jobs), asked, stored=stored, holds=holds or {})
     return _without_engines(state)
+
+
+def joined(state: State, engine: str, places: int) -> State:
+    """Return the state after an engine answered that takes so many cells at once."""
+    engines = {**state.engines, engine: places}
+    return replace(state, engines=engines, asked=state.asked - {engine})
+
+
+def absent(state: State, engine: str) -> State:
+    """Return the state after it was found that an engine does not answer."""
+    return _without_engines(replace(state, asked=state.asked - {engine}))
 
 
 def next_pair(state: State) -> tuple[str, str] | None:
@@ -212,7 +226,7 @@ def lost(state: State, cell: str, why: str, *, answers: bool) -> State:
 
 def _without_engines(state: State) -> State:
     """Return the state, in which every pending cell has ended if there is no engine left."""
-    if state.engines.keys() - state.dead.keys():
+    if state.asked or state.engines.keys() - state.dead.keys():
         return state
     for cell in state.pending:
         end = End(Outcome.NOT_BUILT, EngineError.exit_code, "no engine was left")

@@ -7,6 +7,7 @@ two of their own, which begin with nothing, and are slow.
 from __future__ import annotations
 
 import re
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -32,11 +33,13 @@ DISTRO_VERSION = ["13", "12"]
 # Two targets for each architecture, of which one compiles torchvision; the Pythons are those of the
 # two releases. What compiles PyTorch shares its layers, so this takes 80 GB and not three times it.
 TWELVE = """
+[settings]
+VISION_SOURCE = "apt"
+PYTORCH_VERSION = "2.6.0"
+MAGMA_SOURCE = "off"
+
 [axes]
-what = [
-    { SERVICE = "train", VISION_SOURCE = "apt", PYTORCH_VERSION = "2.6.0" },
-    { SERVICE = "devel", TORCH_SOURCE = "apt", VISION_SOURCE = "apt", PYTORCH_VERSION = "2.6.0", MAGMA_SOURCE = "off" },
-]
+what = [{ SERVICE = "train" }, { SERVICE = "devel", TORCH_SOURCE = "apt" }]
 CCA = ["7.5", "8.0", "8.6", "9.0"]
 
 [[include]]
@@ -51,18 +54,12 @@ reason = "the Python of Debian 12"
 [[include]]
 SERVICE = "devel"
 TORCH_SOURCE = "apt"
-VISION_SOURCE = "apt"
-PYTORCH_VERSION = "2.6.0"
-MAGMA_SOURCE = "off"
 CCA = "7.0"
 reason = "to compile for Volta by hand"
 
 [[include]]
 SERVICE = "devel"
 TORCH_SOURCE = "apt"
-VISION_SOURCE = "apt"
-PYTORCH_VERSION = "2.6.0"
-MAGMA_SOURCE = "off"
 CCA = "8.9"
 reason = "to compile for Ada by hand"
 """

@@ -179,6 +179,18 @@ def test_an_engine_that_is_lost_twice_in_a_row_gets_nothing_more() -> None:
     assert {end.code for end in state.ended.values()} == {4}
 
 
+def test_engines_that_answer_late_are_waited_for_and_join() -> None:
+    state = handout.begin(cells(a="", b=""), {}, asked=frozenset({"one", "two"}))
+    assert handout.next_pair(state) is None
+    assert not state.ended, "one may still come"
+    state = handout.joined(state, "one", 1)
+    assert handed_out(state).running == {"a": "one"}
+    gone = handout.absent(handout.absent(state, "two"), "three")
+    assert not gone.ended
+    state = handout.begin(cells(a="", b=""), {}, asked=frozenset({"one"}))
+    assert set(handout.absent(state, "one").ended) == {"a", "b"}
+
+
 def test_cells_go_where_most_of_them_is_built_already_once_the_load_is_even() -> None:
     jobs = {
         "a13": Job(inputs=frozenset({"base:t", "python:13"})),

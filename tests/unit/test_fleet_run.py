@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -149,10 +150,11 @@ def test_one_that_fails_sinks_no_other_and_tells_how_to_build_it_again() -> None
     assert Path(made.rows[0].log).read_text().startswith("log: nowhere")
 
 
-def test_a_delivery_is_tried_again_at_the_end(tmp_path: Path) -> None:
-    made, _ = run(wanted(a="once 7", b="deliver", c="deliver"), "tcp://one:1")
+def test_a_delivery_is_tried_again_at_the_end() -> None:
+    made, said = run(wanted(a="once 7", b="deliver", c="deliver"), "tcp://one:1")
     assert states(made) == dict.fromkeys("abc", "delivered")
-    assert [cell for cell, _ in handed(tmp_path)][-1] == "a"
+    assert re.findall(r"^(\w): building", said, re.MULTILINE) == ["a", "b", "c", "a"]
+    assert "a: waiting by tcp://one:1" in said
     assert made.exit_code == 0
 
 
@@ -199,7 +201,7 @@ def test_engines_that_do_not_answer_at_the_start_are_left_out(
     made, said = run(wanted(a="deliver"))
     assert states(made) == {"a": "not built"}
     assert made.exit_code == 4
-    assert "no engine answers" in said
+    assert "a: not built (no engine was left)" in said
 
 
 def test_an_engine_that_falls_silent_does_not_hold_its_cells_for_ever(
@@ -232,6 +234,12 @@ def test_force_builds_what_is_there() -> None:
     made, _ = run(wanted(("a",), a="deliver"), options=options)
     assert states(made) == {"a": "delivered"}
     assert made.rows[0].result["args"] == ["build-only", "simple", "--json", "--force"]
+
+
+def test_a_compile_that_the_deadline_stopped_is_unfinished() -> None:
+    made, _ = run(wanted(a="fail 8 torchvision-wheel", b="deliver"))
+    assert states(made) == {"a": "unfinished", "b": "delivered"}
+    assert made.exit_code == 8
 
 
 def test_a_deadline_that_has_passed_leaves_cells_unfinished(tmp_path: Path) -> None:
@@ -287,7 +295,7 @@ def started(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_ends_every_child_in_good_order(tmp_path: Path, number: signal.Signals) -> None:
     with started(tmp_path) as process:
         deadline = time.monotonic() + 60
