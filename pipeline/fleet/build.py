@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 from anyio import to_thread
+from anyio.abc import TaskGroup
 
 from pipeline import publish, store, summary
 from pipeline.errors import EngineError, Interrupted, Unfinished
@@ -32,8 +33,9 @@ PROGRAM: Final = (sys.executable, "-m", "pipeline")
 _ENDINGS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _HEARTBEAT_SECONDS: Final = 20.0
 _TOGETHER_SECONDS: Final = 30.0
-# It may make its base first.
-_ANSWER_SECONDS: Final = 600.0
+# The base may have to be made first; later it is there.
+_FIRST_ANSWER_SECONDS: Final = 600.0
+_NEXT_ANSWER_SECONDS: Final = 60.0
 _WATCH_SECONDS: Final = 10.0
 # Of an engine that cells are running on: a busy machine may miss one or two.
 _SILENCES: Final = 3
@@ -172,6 +174,8 @@ class _Run:
     wanted: Mapping[str, Wanted] = field(default_factory=dict)
     stored: frozenset[str] = frozenset()
     interrupted: bool = False
+    _group: TaskGroup | None = None
+    """Of children, and of what asks and watches over engines."""
     _changed: anyio.Event = field(default_factory=anyio.Event)
     _scopes: dict[str, anyio.CancelScope] = field(default_factory=dict)
     """Of the children that run, by cell."""
@@ -218,13 +222,14 @@ class _Run:
         asked = frozenset(it.name for it in self.engines)
         self.state = handout.begin(jobs, {}, asked=asked, stored=self.stored, holds=fleet.built())
         async with anyio.create_task_group() as group:
+            self._group = group
             for engine in self.engines:
-                group.start_soon(self._join, engine, left[0])
+                group.start_soon(self._join, engine, left[0], _FIRST_ANSWER_SECONDS)
             # Those that answer at once begin together, and share the cells evenly.
             with anyio.move_on_after(_TOGETHER_SECONDS):
                 while self.state.asked:
                     await self._news()
-            while await self._hand_out(group):
+            while self._hand_out():
                 await self._news()
             group.cancel_scope.cancel()
 
@@ -233,17 +238,20 @@ class _Run:
         await self._changed.wait()
         self._changed = anyio.Event()
 
-    async def _join(self, engine: Engine, first: Wanted) -> None:
+    async def _join(self, engine: Engine, first: Wanted, seconds: float) -> None:
         """Ask an engine what it holds, give it cells if it answers, and watch over it then."""
         assert self.state
         name = engine.name
+        machine: Machine | None = None
+        self._silent.pop(name, None)
         if engine.here:
-            self.machines[name] = fleet.this_machine()
+            machine = fleet.this_machine()
         elif why := await to_thread.run_sync(engine.why_silent):
             self._silent[name] = why
         else:
-            await self._ask(engine, first)
-        if machine := self.machines.get(name):
+            machine = await self._ask(engine, first, seconds)
+        if machine:
+            self.machines[name] = machine
             self.view.note(
                 f"engine {name}: {machine.cores} cores, {machine.memory / 1e9:.1f} GB, "
                 f"{machine.places} cells at once"
@@ -251,20 +259,21 @@ class _Run:
             self.state = handout.joined(self.state, name, machine.places)
         else:
             self.view.note(f"engine {name} is left out: {self._silent[name]}")
-            self.state = handout.absent(self.state, name)
+            self.state = handout.absent(self.state, name, self._silent[name])
         self._changed.set()
-        if name in self.machines:
+        if machine:
             await self._watch(engine)
 
-    async def _hand_out(self, children: anyio.abc.TaskGroup) -> bool:
+    def _hand_out(self) -> bool:
         """Hand out all that can be; return whether there is anything to wait for then."""
         assert self.state
+        assert self._group
         late = self.options.until and time.time() >= self.options.until
         while not late and (pair := handout.next_pair(self.state)):
             cell, name = pair
             self.state = handout.hand(self.state, cell, name)
             engine = next(it for it in self.engines if it.name == name)
-            children.start_soon(self._one, cell, engine)
+            self._group.start_soon(self._one, cell, engine)
         self._show()
         more = self.state.asked and self.state.pending and not late
         return bool(self.state.running or more)
@@ -294,12 +303,17 @@ class _Run:
         assert self.state
         row = self.rows[cell]
         if ended is None or ended.code == EngineError.exit_code:
-            why = self._silent.get(engine.name) or await to_thread.run_sync(engine.why_silent)
-            said = why or (ended.said.get("error", {}).get("why", "") if ended else "")
-            self.state = handout.lost(self.state, cell, said or "it went away", answers=not why)
+            said = self._silent.get(engine.name, "")
+            if ended:
+                said = said or ended.said.get("error", {}).get("why", "")
+            self.state = handout.lost(self.state, cell, said or "it went away")
             row.state = report.WAITING
             row.why = f"{engine.name} went away: {said}" if said else f"{engine.name} went away"
             self.view.changed(row)
+            if engine.name in self.state.asked:
+                assert self._group
+                wanted = self.wanted[cell]
+                self._group.start_soon(self._join, engine, wanted, _NEXT_ANSWER_SECONDS)
         elif ended.code == 0:
             self.state = handout.delivered(self.state, cell)
             row.result, row.error, row.code = ended.said, {}, 0
@@ -334,44 +348,44 @@ class _Run:
             row.why = end.why or str(row.error.get("what", ""))
             self.view.changed(row)
 
-    async def _ask(self, engine: Engine, first: Wanted) -> None:
+    async def _ask(self, engine: Engine, first: Wanted, seconds: float) -> Machine | None:
         """Ask an engine what its machine holds, which tells as well whether it can build."""
         log = self.folder / f"engine-{list(self.engines).index(engine)}.log"
         argv = [*PROGRAM, "engine", "machine", "--json"]
         env = _environment(self.options.variables, first.cell.settings, engine)
         ended: child.Ended | None = None
-        with anyio.move_on_after(_ANSWER_SECONDS):
+        with anyio.move_on_after(seconds):
             ended = await child.run(argv, env, log, lambda _: None)
         if ended is None:
-            # Dagger's client tries for longer than anybody should wait.
-            self._silent[engine.name] = f"no answer in {_ANSWER_SECONDS:.0f} s; log: {log}"
-            return
+            # Something may take connections in its place, and Dagger's client tries for minutes.
+            self._silent[engine.name] = f"no answer in {seconds:.0f} s; log: {log}"
+            return None
         if ended.code == 0:
-            self.machines[engine.name] = Machine(ended.said["cores"], ended.said["memory"])
-            return
+            return Machine(ended.said["cores"], ended.said["memory"])
         error = ended.said.get("error", {})
         why = error.get("why") or error.get("what") or f"exit code {ended.code}"
         if ended.code == EngineError.exit_code:
             self._silent[engine.name] = why
-        else:
-            # It is there. What it cannot do now it will say of the cell that needs it.
-            self.view.note(f"engine {engine.name}: its machine is not known ({why})")
-            self.machines[engine.name] = Machine(cores=1, memory=0)
+            return None
+        # It is there. What it cannot do now it will say of the cell that needs it.
+        self.view.note(f"engine {engine.name}: its machine is not known ({why})")
+        return Machine(cores=1, memory=0)
 
     async def _watch(self, engine: Engine) -> None:
         """Stop the children of an engine that no longer answers: they might wait for ever."""
+        assert self.state
         silences = 0
-        while True:
+        while engine.name not in self.state.asked and engine.name not in self.state.dead:
             await anyio.sleep(_WATCH_SECONDS)
             why = await to_thread.run_sync(engine.why_silent)
             silences = silences + 1 if why else 0
             if silences == _SILENCES:
                 self._silent[engine.name] = why
                 self.view.note(f"engine {engine.name} does not answer any more: {why}")
-                assert self.state
                 for cell, name in self.state.running.items():
                     if name == engine.name:
                         self._scopes[cell].cancel()
+                return
 
     def ended(self, begun: float) -> Report:
         """Return the report, kept and appended to the step summary."""

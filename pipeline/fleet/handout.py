@@ -62,7 +62,7 @@ class State:
     """How many cells each takes at once."""
     pending: tuple[str, ...]
     asked: frozenset[str] = frozenset()
-    """Engines that have not answered yet."""
+    """Engines that were asked whether they are there, and get nothing before they answer."""
     again: frozenset[str] = frozenset()
     """Those of the pending whose delivery failed once; they wait for all others to be handed."""
     running: Mapping[str, str] = field(default_factory=dict)
@@ -116,9 +116,10 @@ def joined(state: State, engine: str, places: int) -> State:
     return replace(state, engines=engines, asked=state.asked - {engine})
 
 
-def absent(state: State, engine: str) -> State:
-    """Return the state after it was found that an engine does not answer."""
-    return _without_engines(replace(state, asked=state.asked - {engine}))
+def absent(state: State, engine: str, why: str) -> State:
+    """Return the state after it was found that an engine does not answer, or not any more."""
+    dead = {**state.dead, engine: why}
+    return _without_engines(replace(state, dead=dead, asked=state.asked - {engine}))
 
 
 def next_pair(state: State) -> tuple[str, str] | None:
@@ -134,7 +135,7 @@ def next_pair(state: State) -> tuple[str, str] | None:
     first = [cell for cell in free if cell not in state.again]
     if not first and any(cell not in state.again for cell in state.pending):
         return None
-    alive = [it for it in state.engines if it not in state.dead]
+    alive = [it for it in state.engines if it not in state.dead and it not in state.asked]
     for engine in sorted((it for it in alive if state.load(it) < 1), key=state.load):
         busy = state.compiling(engine)
         fit = [it for it in first or free if not (busy and state.to_make(it))]
@@ -205,17 +206,20 @@ def failed(state: State, cell: str, code: int, stage: str = "") -> State:
     return state
 
 
-def lost(state: State, cell: str, why: str, *, answers: bool) -> State:
-    """Return the state after the engine of a cell went away under it.
+def lost(state: State, cell: str, why: str) -> State:
+    """Return the state after the engine of a cell went away under it, and the cell was taken back.
 
-    Another gets the cell, or the same one if it `answers` again; one that is lost twice without
-    having finished anything in between gets nothing more.
+    The engine is to be asked whether it is there before it gets anything. One that is lost twice
+    without having finished anything in between is not asked any more.
     """
     engine = state.running[cell]
     strikes = state.strikes.get(engine, 0) + 1
     state = replace(state, strikes={**state.strikes, engine: strikes})
-    if not answers or strikes > 1:
-        state = replace(state, dead={**state.dead, engine: state.dead.get(engine, why)})
+    if strikes > 1:
+        dead = {**state.dead, engine: state.dead.get(engine, why)}
+        state = replace(state, dead=dead, asked=state.asked - {engine})
+    elif engine not in state.dead:
+        state = replace(state, asked=state.asked | {engine})
     if state.handed[cell] >= state.most:
         told = f"handed out {state.handed[cell]} times, and the engine went away each time: {why}"
         state = _ended(state, cell, End(Outcome.NOT_BUILT, EngineError.exit_code, told))
