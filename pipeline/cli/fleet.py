@@ -32,25 +32,49 @@ class Asked:
     as_json: bool
 
 
-def build_matrix(flags: dict[str, str], target: str, asked: Asked, until: float) -> None:
+def check_options(
+    target: str,
+    *,
+    matrix: bool,
+    only: Sequence[str] | None,
+    skip: Sequence[str] | None,
+    resume: bool,
+) -> None:
+    """Refuse what goes with one image alone, or with a matrix alone, beside the other."""
+    from pipeline.errors import ConfigError, Problem
+
+    if matrix and target:
+        why = "images.toml says which targets are built"
+        step = f"leave it out, and choose by --only '{target}*'"
+        raise ConfigError([Problem("TARGET", target, why, next_step=step)])
+    if matrix:
+        return
+    given = {"--only": ", ".join(only or ()), "--skip": ", ".join(skip or ())}
+    given["--resume"] = "yes" if resume else ""
+    problems = [
+        Problem(name, value, "chooses among images, and one is built", next_step="add --matrix")
+        for name, value in given.items()
+        if value
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def build_matrix(flags: dict[str, str], asked: Asked, until: float) -> None:
     """Build the cells of a matrix; print the references of what is delivered.
 
     Raises:
-        ConfigError: the settings or the matrix are wrong, or a TARGET is named as well.
+        ConfigError: the settings or the matrix are wrong.
         NothingSelected: no cell is left.
         typer.Exit: a cell was not delivered; with the exit code of the worst.
 
     """
     from pipeline import publish
     from pipeline.cli.matrix import planned
-    from pipeline.errors import ConfigError, Problem, interruptible
+    from pipeline.errors import interruptible
     from pipeline.fleet import build as fleet
     from pipeline.matrix import applied
 
-    if target:
-        why = "the matrix says which targets are built"
-        step = f"leave it out, and choose by --only '{target}*'"
-        raise ConfigError([Problem("TARGET", target, why, next_step=step)])
     settings, cells = planned(flags, asked.file, asked.only, asked.skip)
     # Once for all that go to the same place: whether Docker answers can take seconds.
     destination = functools.cache(publish.destination)

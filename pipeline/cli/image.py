@@ -112,11 +112,12 @@ def build_only(
     from pipeline.cli import fleet
 
     until = _until(deadline)
+    fleet.check_options(target, matrix=matrix, only=only, skip=skip, resume=resume)
     if matrix:
         asked = fleet.Asked(
             tuple(only or ()), tuple(skip or ()), file, resume, force, pull, dry_run, as_json
         )
-        fleet.build_matrix(flags, target, asked, until)
+        fleet.build_matrix(flags, asked, until)
         return {}
     settings, spec = loaded_spec(flags, target)
     where = publish.destination(settings.registry, settings.image_name)

@@ -146,7 +146,9 @@ class Live:
     def changed(self, row: Row) -> None: ...
 
     def note(self, text: str) -> None:
-        self._live.console.print(text, markup=False)
+        from rich.text import Text  # noqa: PLC0415 - as above
+
+        self._live.console.print(Text(text))
 
     def beat(self) -> None: ...
 

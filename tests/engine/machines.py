@@ -25,14 +25,14 @@ _READY_SECONDS = 20.0
 
 # Handed on by a program of its own: what listens in one network reaches what is in another.
 _FORWARD = """
-import asyncio, sys
+import asyncio, ssl, sys
 
 async def pipe(reader, writer):
     try:
         while data := await reader.read(65536):
             writer.write(data)
             await writer.drain()
-        writer.write_eof()
+        writer.write_eof() if writer.can_write_eof() else writer.close()
     except OSError:
         pass
 
@@ -51,14 +51,19 @@ def to(target):
         writer.close()
     return serve
 
-async def main():
-    for pair in sys.argv[1:]:
+async def main(pem, *pairs):
+    context = None
+    if pem:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=pem)
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_cert_chain(pem)
+    for pair in pairs:
         here, target = pair.split("=")
-        await asyncio.start_server(to(target), *here.split(":"))
+        await asyncio.start_server(to(target), *here.split(":"), ssl=context)
     print("ready", flush=True)
     await asyncio.Event().wait()
 
-asyncio.run(main())
+asyncio.run(main(*sys.argv[1:]))
 """
 
 
@@ -109,9 +114,9 @@ def machine(number: int, state: Path, registry: str) -> Iterator[Machine]:
         try:
             made.run("start")
             socket_ = made.run("status", "--json")["socket"]
-            stack.enter_context(_forwarding((), f"{made.outside}:{port}=127.0.0.1:{port}"))
+            stack.enter_context(forwarding((), f"{made.outside}:{port}=127.0.0.1:{port}"))
             stack.enter_context(
-                _forwarding(
+                forwarding(
                     _inside(made.namespace),
                     f"127.0.0.1:{port}={made.outside}:{port}",
                     f"{made.address}:{_PORT}={socket_}",
@@ -163,9 +168,12 @@ def _run(*command: str) -> None:
 
 
 @contextlib.contextmanager
-def _forwarding(enter: tuple[str, ...], *pairs: str) -> Iterator[None]:
-    """Hand on connections to an address, as ``here:port=there:port`` or a socket's path."""
-    command = [*enter, sys.executable, "-c", _FORWARD, *pairs]
+def forwarding(enter: tuple[str, ...], *pairs: str, tls: Path | None = None) -> Iterator[None]:
+    """Hand on connections to an address, as ``here:port=there:port`` or a socket's path.
+
+    With `tls` they come by TLS; the file has the certificate, its key, and who vouches for clients.
+    """
+    command = [*enter, sys.executable, "-c", _FORWARD, str(tls or ""), *pairs]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout

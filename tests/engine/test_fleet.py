@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -17,9 +18,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.engine import local
 from tests import services
 from tests.engine.conftest import Checkout, Pulled, Running, tags
-from tests.engine.machines import Machine, machine
+from tests.engine.machines import Machine, forwarding, machine
 
 pytestmark = pytest.mark.engine
 
@@ -126,6 +128,42 @@ def test_two_engines_share_a_matrix_and_a_second_run_does_nothing(
         it["digest"] for it in ran.json["cells"]
     ]
     figure(f"the second run: {again.seconds:.1f} s, nothing built")
+
+
+@pytest.fixture
+def behind_tls(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the address of the machine's own engine behind TLS, and a folder with what it takes.
+
+    ``ca.pem`` vouches for both sides; ``me.pem`` is a client's certificate with its key.
+    """
+    made = subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+         "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext",
+         "subjectAltName=DNS:localhost", "-keyout", "key.pem", "-out", "ca.pem"],
+        cwd=tmp_path, capture_output=True, check=False,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    (tmp_path / "me.pem").write_text(
+        (tmp_path / "key.pem").read_text() + (tmp_path / "ca.pem").read_text()
+    )
+    engine = local.ensure(print).runner_host.removeprefix("unix://")
+    port = services.free_port()
+    with forwarding((), f"localhost:{port}={engine}", tls=tmp_path / "me.pem"):
+        yield f"tls://localhost:{port}", tmp_path
+
+
+def test_an_engine_is_reached_by_tls_with_a_certificate_and_never_without(
+    checkout: Checkout, behind_tls: tuple[str, Path]
+) -> None:
+    host, folder = behind_tls
+    ca, me = f"ca_path={folder}/ca.pem", f"cert_path={folder}/me.pem&key_path={folder}/me.pem"
+    ran = checkout.cresset("engine", "machine", "--json", ENGINES=f"{host}?{ca}&{me}")
+    assert ran.code == 0, ran.err
+    assert ran.json["cores"] > 0
+    for wrong, why in ((f"?{ca}", "certificate required"), ("", "certificate verify failed")):
+        ran = checkout.cresset("engine", "machine", "--json", ENGINES=f"{host}{wrong}")
+        assert ran.code == 4
+        assert why in ran.json["error"]["why"].replace("_", " ").lower(), ran.err
 
 
 def until_building(running: Running, host: str) -> str:
