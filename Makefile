@@ -2,7 +2,7 @@
 # Settings go on the line (make build CCA=8.6), into the shell, or into .env.
 
 .DEFAULT_GOAL := build
-.PHONY: help env over config doctor plan eject build build-only up exec start down run ls fixes devcontainer wheels install-compose test test-slow test-torch lint format bench bench-start recording docs lock clean
+.PHONY: help env over config doctor matrix plan eject build build-only up exec start down run ls fixes devcontainer wheels install-compose test test-slow test-torch lint format bench bench-start bench-matrix recording docs lock clean
 
 PYTHON ?= python3
 CRESSET := .venv/bin/python -m pipeline
@@ -20,6 +20,8 @@ over: $(READY)  ## Write docker-compose.override.yaml; never overwrites one.
 	@$(CRESSET) over
 config: $(READY)  ## Show every setting, its value and where that came from.
 	@$(CRESSET) config
+matrix: $(READY)  ## List the images of images.toml, and which the registry has already.
+	@$(CRESSET) matrix
 plan: $(READY)  ## Show what a build would do.
 	@$(CRESSET) plan
 eject: $(READY)  ## Write the image as a plain Dockerfile, into ejected/.
@@ -63,6 +65,8 @@ bench: $(TESTABLE)  ## Time a build with nothing to do beside docker buildx.
 	@.venv/bin/python -m tests.bench.noop
 bench-start: $(READY)  ## Time the entrypoint of IMAGE, in the Docker that answers.
 	@.venv/bin/python -m tests.bench.start "$(IMAGE)"
+bench-matrix: $(READY)  ## Time the planning of ten thousand images.
+	@.venv/bin/python -m tests.bench.matrix
 recording: $(READY)  ## Record .github/terminal.svg, with IMAGE in the Docker that answers.
 	@.venv/bin/python -m tests.recording "$(IMAGE)"
 docs: $(READY)  ## Renew the generated parts of both READMEs.

@@ -11,14 +11,15 @@ import itertools
 import json
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
 from pipeline import reqs, tags, validate
 from pipeline.errors import ConfigError, NothingSelected, Problem
-from pipeline.settings import ENGINE, NAMES, START, Settings, group_of, refusal, shown
+from pipeline.once import Once
+from pipeline.settings import ENGINE, NAMES, START, Settings, accepted, group_of, shown
 from pipeline.spec import Arch, ImageSpec
 from pipeline.validate_source import Resolve, unresolved
 
@@ -91,16 +92,15 @@ def read(path: Path = FILE) -> Matrix:
         ConfigError: every mistake in it; what its settings mean together is left to `cells`.
 
     """
-    problems: list[Problem] = []
     content = _content(path)
-    for name in content:
-        if name not in _TABLES:
-            problems.append(
-                Problem(
-                    f"{path}: {name}", "", "not a table of this file",
-                    allowed=", ".join(_TABLES), next_step=_did_you_mean(name, _TABLES),
-                )
-            )  # fmt: skip
+    problems = [
+        Problem(
+            f"{path}: {name}", "", "not a table of this file",
+            allowed=", ".join(_TABLES), next_step=_did_you_mean(name, _TABLES),
+        )
+        for name in content
+        if name not in _TABLES
+    ]  # fmt: skip
     settings = _assignment(f"{path}: settings", content.get("settings", {}), problems)
     axes = _axes(f"{path}: axes", content.get("axes", {}), problems)
     excludes = _reasoned(path, "exclude", content.get("exclude", []), problems)
@@ -116,15 +116,15 @@ def read(path: Path = FILE) -> Matrix:
                         next_step="leave it in one of the two")
             )  # fmt: skip
         varied |= names
-    for it in excludes:
-        for name in sorted(set(it.settings) - varied):
-            problems.append(
-                Problem(
-                    it.where, name, "no axis sets it, so there is nothing to exclude by it",
-                    allowed=", ".join(sorted(varied)),
-                    next_step=_did_you_mean(name, varied) or "take it out",
-                )
-            )  # fmt: skip
+    problems += [
+        Problem(
+            it.where, name, "no axis sets it, so there is nothing to exclude by it",
+            allowed=", ".join(sorted(varied)),
+            next_step=_did_you_mean(name, varied) or "take it out",
+        )
+        for it in excludes
+        for name in sorted(set(it.settings) - varied)
+    ]  # fmt: skip
     if not problems and not axes and not includes:
         problems.append(
             Problem(str(path), "", "names no image", allowed="[axes], [[include]], or both",
@@ -206,16 +206,16 @@ def _assignment(where: str, content: object, problems: list[Problem]) -> dict[st
     right = {}
     for name, value in content.items():
         field = where if where.endswith(f".{name}") else f"{where}.{name}"
-        wrong = _setting_problem(field, name, value)
-        if wrong:
-            problems.append(wrong)
+        taken = _setting(field, name, value)
+        if isinstance(taken, Problem):
+            problems.append(taken)
         else:
-            right[name] = value
+            right[name] = taken
     return right
 
 
-def _setting_problem(field: str, name: str, value: object) -> Problem | None:
-    """Return why a setting of the file is not one of an image, or does not take the value."""
+def _setting(field: str, name: str, value: object) -> str | Problem:
+    """Return the value of a setting, or why it is none of an image, or does not take the value."""
     if name not in NAMES:
         return Problem(
             field, str(value), "not a setting", allowed="what `python -m pipeline config` lists",
@@ -232,11 +232,11 @@ def _setting_problem(field: str, name: str, value: object) -> Problem | None:
             allowed='a string that is not empty, as "3.10" with its quotes',
             next_step="put it into quotes" if value else "take it out",
         )  # fmt: skip
-    wrong = refusal(name, value)
-    if wrong:
-        why = wrong.why.partition(" (from ")[0]
-        return Problem(field, wrong.value, why, wrong.allowed, wrong.next_step, wrong.source)
-    return None
+    taken = accepted(name, value)
+    if isinstance(taken, Problem):
+        why = taken.why.partition(" (from ")[0]
+        return replace(taken, field=field, why=why)
+    return taken
 
 
 def _wrong_form(where: str, value: object, allowed: str) -> Problem:
@@ -270,17 +270,18 @@ def cells(
 
     """
     problems = _idle_excludes(matrix)
+    once = Once()
     made: dict[str, Cell] = {}
     refused: list[tuple[Assignment, tuple[Problem, ...]]] = []
     for where, chosen in _combinations(matrix):
         own = {**matrix.settings, **chosen}
         try:
             spec = validate.image_spec(
-                applied(settings, own), folder=folder, gpus=gpus, resolve=resolve
+                applied(settings, own), folder=folder, gpus=gpus, resolve=resolve, once=once
             )
         except ConfigError as error:
             if where:
-                problems += [_in_include(where, problem) for problem in error.problems]
+                problems += [replace(it, field=f"{where}.{it.field}") for it in error.problems]
             else:
                 refused.append((chosen, error.problems))
             continue
@@ -357,13 +358,6 @@ def _idle_excludes(matrix: Matrix) -> list[Problem]:
     ]  # fmt: skip
 
 
-def _in_include(where: str, problem: Problem) -> Problem:
-    return Problem(
-        f"{where}.{problem.field}", problem.value, problem.why, problem.allowed,
-        problem.next_step, problem.source,
-    )  # fmt: skip
-
-
 def _refusals(
     matrix: Matrix, refused: Sequence[tuple[Assignment, tuple[Problem, ...]]]
 ) -> list[Problem]:
@@ -432,7 +426,7 @@ def _shared_names(found: Sequence[Cell], settings: Settings) -> list[Problem]:
     problems = []
     by_name: dict[str, list[Cell]] = {}
     for cell in found:
-        image_name = applied_name(cell, settings)
+        image_name = cell.settings.get("IMAGE_NAME", settings.image_name)
         extra = image_name.partition(":")[2]
         by_name.setdefault(cell.variant, []).append(cell)
         if extra:
@@ -455,8 +449,3 @@ def _shared_names(found: Sequence[Cell], settings: Settings) -> list[Problem]:
                 )
             )  # fmt: skip
     return problems
-
-
-def applied_name(cell: Cell, settings: Settings) -> str:
-    """Return the IMAGE_NAME of a cell."""
-    return cell.settings.get("IMAGE_NAME", settings.image_name)

@@ -502,10 +502,16 @@ def _valid(
     return Settings.model_validate(right), [_problem(detail, origins) for detail in details]
 
 
+def accepted(name: str, value: str) -> str | Problem:
+    """Return a value as its setting takes it, or the problem of one that it does not take."""
+    made, wrong = _valid({name.lower(): value}, {name: Origin.FILE})
+    return wrong[0] if wrong else str(getattr(made, name.lower()))
+
+
 def refusal(name: str, value: str) -> Problem | None:
     """Return the problem of a value that a setting would not take."""
-    _, wrong = _valid({name.lower(): value}, {name: Origin.FILE})
-    return next(iter(wrong), None)
+    answer = accepted(name, value)
+    return answer if isinstance(answer, Problem) else None
 
 
 def _with_aliases(values: Mapping[str, str]) -> dict[str, str]:

@@ -9,8 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
+from json.encoder import encode_basestring_ascii
+from operator import attrgetter
 from typing import Any, Final, Literal, Self
 
 from pydantic import (
@@ -32,6 +35,65 @@ class Frozen(BaseModel):
     """A value: immutable, compared by content, refusing fields it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __copy__(self) -> Self:
+        """Return a copy without what was computed of this one: `model_copy` may change a field."""
+        made = super().__copy__()
+        for name in vars(made).keys() - type(self).model_fields.keys():
+            del vars(made)[name]
+        return made
+
+    @cached_property
+    def canonical(self) -> str:
+        """The canonical JSON, made once for everything that holds this value.
+
+        It is what ``json.dumps`` makes of pydantic's own dump, with sorted keys and no spaces.
+        """
+        return self.canonical_with()
+
+    def canonical_with(self, *without: str, **instead: str) -> str:
+        """Return the canonical JSON without some fields, and with that of others replaced."""
+        form = _form(type(self), without)
+        parts = [_json(value) for value in form.values(self)]
+        for name, text in instead.items():
+            parts[form.places[name]] = text
+        return form.template % tuple(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How the canonical JSON of a model is put together."""
+
+    values: Callable[[Frozen], tuple[object, ...]]
+    places: Mapping[str, int]
+    template: str
+
+
+@cache
+def _form(model: type[Frozen], without: tuple[str, ...]) -> _Form:
+    names = sorted(
+        name
+        for name, field in model.model_fields.items()
+        if not field.exclude and name not in without
+    )
+    template = ",".join(f"{json.dumps(name)}:%s" for name in names)
+    return _Form(attrgetter(*names), {name: at for at, name in enumerate(names)}, f"{{{template}}}")
+
+
+def _json(value: object) -> str:
+    if type(value) is str:
+        return encode_basestring_ascii(value)
+    if isinstance(value, Frozen):
+        return value.canonical
+    return _json_of(value)
+
+
+@lru_cache(4096, typed=True)
+def _json_of(value: object) -> str:
+    """Return the canonical JSON of what is no model; tuples are long, and in many specs."""
+    if isinstance(value, tuple):
+        return f"[{','.join(map(_json, value))}]"
+    return json.dumps(value)
 
 
 class Arch(Frozen):
@@ -118,6 +180,15 @@ class BaseSpec(Frozen):
     apt_mirror: tuple[str, str] | None = None
     """Text in the apt sources to replace, and its replacement."""
 
+    @cached_property
+    def wherever(self) -> str:
+        """The canonical JSON without where it came from.
+
+        A mirror of apt's serves the same packages, and mmdebstrap installs them into the same
+        distribution.
+        """
+        return self.canonical_with("apt_mirror", "source", "can_bootstrap")
+
 
 class ReqsFile(Frozen):
     """A file of ``reqs/`` that enters the build, with the hash that puts it into the key."""
@@ -149,6 +220,11 @@ class SourceSpec(Frozen):
         content: dict[str, Any] = serialize(self)
         return content | {"location": "" if self.sha256 else self.public_location}
 
+    @cached_property
+    def canonical(self) -> str:
+        """As for every value, by what the serializer makes of it."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
 
 class ToolchainSpec(Frozen):
     """What compiles: CUDA, the host compiler, and the tools that the torch release builds with."""
@@ -165,6 +241,11 @@ class ToolchainSpec(Frozen):
     """cuDNN and the like from the package index, as pip pins; headers and libraries are in them."""
     blas: Literal["", "mkl", "openblas"]
     """What torch is linked to; empty where only torchvision is compiled."""
+
+    @cached_property
+    def wherever(self) -> str:
+        """The canonical JSON without where its base came from."""
+        return self.canonical_with(base=self.base.wherever)
 
 
 class MagmaSpec(Frozen):
@@ -221,11 +302,9 @@ class WheelSpec(Frozen):
     def key(self) -> str:
         """Sha256 of the canonical JSON of everything that shapes the wheel.
 
-        Where its base came from does not: a mirror of apt's serves the same packages, and
-        mmdebstrap installs them into the same distribution.
+        Where its base came from does not.
         """
-        way = {"apt_mirror", "source", "can_bootstrap"}
-        return _digest(self.model_dump(mode="json", exclude={"toolchain": {"base": way}}))
+        return _digest(self.canonical_with(toolchain=self.toolchain.wherever))
 
 
 class TorchSpec(Frozen):
@@ -285,7 +364,7 @@ class ImageSpec(Frozen):
         """The wheels that are compiled for it, in the order in which one needs the other."""
         return self.torch.compiled if self.torch else ()
 
-    @property
+    @cached_property
     def variant(self) -> str:
         """The readable name: tag stem, test id and what ``--only`` matches."""
         parts: list[str] = [] if self.target == "train" else [self.target + self.ngc]
@@ -293,16 +372,14 @@ class ImageSpec(Frozen):
         if self.torch is not None:
             cuda = "".join(self.torch.cuda.split(".")[:2])
             parts += [f"torch{self.torch.version}", f"cu{cuda}"]
-            if self.compiled:
-                parts.append(sm(self.compiled[0].arches))
+            parts += [sm(wheel.arches) for wheel in self.compiled[:1]]
         return "-".join([*parts, self.base.codename])
 
     @cached_property
     def key(self) -> str:
         """Sha256 of the canonical JSON of everything that shapes the image."""
         # The wheels hold the same code whichever GPU they are wanted for.
-        shaping = self.model_dump(mode="json", exclude={"arches"})
-        return _digest(shaping)
+        return _digest(self.canonical_with("arches"))
 
 
 def without_login(url: str) -> str:
@@ -317,6 +394,5 @@ def sm(arches: Sequence[Arch]) -> str:
     )
 
 
-def _digest(shaping: dict[str, Any]) -> str:
-    canonical = json.dumps(shaping, sort_keys=True, separators=(",", ":"))
+def _digest(canonical: str) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()

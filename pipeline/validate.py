@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +15,7 @@ from pipeline import reqs, validate_ngc
 from pipeline.compat import lookup, rules, toolkit
 from pipeline.compat.tables import Distribution
 from pipeline.errors import ConfigError, Problem
+from pipeline.once import Once
 from pipeline.settings import NAMES, Settings, allowed_values, shown
 from pipeline.spec import Arch, BaseSpec, ImageSpec, Target, TorchSpec
 from pipeline.validate_source import Resolve, Wanted, compiles, unresolved, wheel_specs
@@ -29,9 +31,9 @@ class _Mistakes(list[Problem]):
     those is none of the user's mistakes.
     """
 
-    def __init__(self, wrong: Sequence[Problem] = ()) -> None:
+    def __init__(self, wrong: frozenset[str]) -> None:
         super().__init__()
-        self.wrong = frozenset(problem.field for problem in wrong)
+        self.wrong = wrong
 
     def guess(self, *names: str) -> bool:
         """Say whether one of these settings is not as the user wrote it."""
@@ -57,24 +59,99 @@ def image_spec(
     resolve: Resolve = unresolved,
     problems: Sequence[Problem] = (),
     wheels_only: bool = False,
+    once: Once | None = None,
 ) -> ImageSpec:
     """Return the image that the settings describe; `target` goes before SERVICE.
 
     `gpus` answers with the compute capabilities of this machine, and is asked if CCA is ``auto``;
     `resolve` with the commit of a branch. With `wheels_only` no image is made of it, so a torch
     that is fetched only to link to need not have code for the wanted architectures.
+    `once` is handed in where many images share what is read and asked.
     `problems` are those that reading the settings found, and are raised along with all others.
 
     Raises:
         ConfigError: every mistake in the settings, in what they mean together, and in ``reqs/``.
 
     """
-    mistakes = _Mistakes(problems)
-    services = allowed_values(NAMES["SERVICE"])
-    if target and target not in services.split(", "):
+    once = once or Once()
+    mistakes = _Mistakes(frozenset(problem.field for problem in problems))
+    if target and target not in (services := allowed_values(NAMES["SERVICE"])).split(", "):
         mistakes.append(Problem("target", target, "not something to build", allowed=services))
-    named = target or settings.service
-    kind = _TARGETS.get(named, "train")
+    kind = _TARGETS.get(target or settings.service, "train")
+    below = once.reading(
+        _below,
+        settings,
+        "train" if kind == "devel" else kind,
+        folder,
+        gpus,
+        resolve,
+        once,
+        wrong=mistakes.wrong,
+        wheels_only=wheels_only,
+    )
+    mistakes += below.problems
+    if kind == "devel" and kind_of(settings, "TORCH") == "index":
+        mistakes.append(
+            Problem(
+                "BUILD_MODE",
+                settings.build_mode,
+                "the devel image holds what compiles torch, and this torch is not compiled",
+                allowed="include",
+                next_step="set BUILD_MODE=include, or TORCH_SOURCE",
+            )
+        )
+    shell, wrong_shell = once(_apt, folder, reqs.APT_SHELL, below.python)
+    apt, wrong_apt = once(_apt, folder, reqs.APT_TRAIN, below.python)
+    pip, wrong_pip = once(reqs.pip_files, folder, reqs.PIP_TRAIN)
+    mistakes += (*wrong_shell, *wrong_apt, *wrong_pip)
+    written = dict.fromkeys(_as_written(problem, settings) for problem in mistakes)
+    found = [*problems, *(problem for problem in written if problem.field not in mistakes.wrong)]
+    if found or below.base is None or below.distribution is None:
+        raise ConfigError(found)
+    return ImageSpec(
+        target=kind,
+        base=below.base,
+        python=below.python,
+        python_from_distribution=below.python == below.distribution.python,
+        torch=below.torch,
+        ngc=below.month,
+        arches=below.arches,
+        mkl=below.torch is not None and settings.mkl_mode == "include",
+        timezone=settings.tz,
+        project_root=settings.project_root,
+        shell=shell,
+        apt=apt,
+        pip=tuple(pip),
+        compression=settings.compression,
+        recipe=once(recipe, folder),
+    )
+
+
+@dataclass(frozen=True)
+class _Below:
+    """What an image has below its packages, and what is wrong with that."""
+
+    distribution: Distribution | None
+    base: BaseSpec | None
+    month: str
+    python: str
+    arches: tuple[Arch, ...]
+    torch: TorchSpec | None
+    problems: tuple[Problem, ...]
+
+
+def _below(
+    settings: Settings,
+    kind: Target,
+    folder: Path,
+    gpus: Callable[[], list[Arch]],
+    resolve: Resolve,
+    once: Once,
+    *,
+    wrong: frozenset[str],
+    wheels_only: bool,
+) -> _Below:
+    mistakes = _Mistakes(wrong)
     month = (mistakes.unless(validate_ngc.month(settings)) or "") if kind == "ngc" else ""
     distribution = mistakes.unless(
         validate_ngc.distribution(settings, month)
@@ -82,7 +159,8 @@ def image_spec(
         else lookup.distribution(settings.linux_distro, settings.distro_version)
     )
     # What NVIDIA compiled, and by which Python, is not to be chosen.
-    arches = [] if kind == "ngc" else _arches(settings, mistakes, gpus)
+    arches, wrong_arches = ((), ()) if kind == "ngc" else once(_arches, settings.cca, gpus)
+    mistakes += wrong_arches
     python = distribution.python if distribution else ""
     if kind != "ngc":
         python = settings.python_version or python
@@ -94,49 +172,21 @@ def image_spec(
     elif distribution is not None:
         wanted = _wanted(settings, mistakes, python, arches, distribution)
         if wanted is not None:
-            torch = _torch(settings, mistakes, wanted, wheels_only=wheels_only)
-    if kind == "devel" and kind_of(settings, "TORCH") == "index":
-        mistakes.append(
-            Problem(
-                "BUILD_MODE",
-                settings.build_mode,
-                "the devel image holds what compiles torch, and this torch is not compiled",
-                allowed="include",
-                next_step="set BUILD_MODE=include, or TORCH_SOURCE",
-            )
-        )
-    _check_mirrors(settings, mistakes)
+            torch = _torch(settings, mistakes, wanted, once, wheels_only=wheels_only)
+    mistakes += once.reading(_check_mirrors, settings, wrong)
     _check_base_image(settings, mistakes)
-    base = _base(settings, mistakes, distribution, torch) if distribution else None
+    base = None
+    if distribution is not None:
+        cuda = None if torch is None else torch.cuda
+        base, wrong_base = once.reading(_base, settings, wrong, distribution, cuda, once)
+        mistakes += wrong_base
     if wanted is not None and torch is not None and base is not None and compiles(settings):
-        torch_wheel, vision_wheel, wrong = wheel_specs(settings, wanted, base, folder, resolve)
-        mistakes += wrong
+        torch_wheel, vision_wheel, wrong_wheels = wheel_specs(
+            settings, wanted, base, folder, resolve, once
+        )
+        mistakes += wrong_wheels
         torch = torch.model_copy(update={"torch_wheel": torch_wheel, "vision_wheel": vision_wheel})
-    shell = _apt(folder / reqs.APT_SHELL, python, mistakes)
-    apt = _apt(folder / reqs.APT_TRAIN, python, mistakes)
-    pip, wrong = reqs.pip_files(folder, reqs.PIP_TRAIN)
-    mistakes += wrong
-    written = dict.fromkeys(_as_written(problem, settings) for problem in mistakes)
-    found = [*problems, *(problem for problem in written if problem.field not in mistakes.wrong)]
-    if found or base is None or distribution is None:
-        raise ConfigError(found)
-    return ImageSpec(
-        target=kind,
-        base=base,
-        python=python,
-        python_from_distribution=python == distribution.python,
-        torch=torch,
-        ngc=month,
-        arches=tuple(arches),
-        mkl=torch is not None and settings.mkl_mode == "include",
-        timezone=settings.tz,
-        project_root=settings.project_root,
-        shell=tuple(shell),
-        apt=tuple(apt),
-        pip=tuple(pip),
-        compression=settings.compression,
-        recipe=recipe(folder),
-    )
+    return _Below(distribution, base, month, python, arches, torch, tuple(mistakes))
 
 
 _TARGETS: Mapping[str, Target] = {"devel": "devel", "simple": "simple", "ngc": "ngc"}
@@ -172,6 +222,12 @@ def check_requirements(spec: ImageSpec, folder: Path = reqs.FOLDER) -> None:
         raise ConfigError(problems)
 
 
+@cache
+def _with_ptx(arch: Arch, *, ptx: bool) -> Arch:
+    """Return the architecture with PTX or without, each the same object again."""
+    return arch.model_copy(update={"ptx": ptx})
+
+
 def arch_list(text: str) -> list[Arch]:
     """Return the architectures of a TORCH_CUDA_ARCH_LIST; ValueError naming what is none.
 
@@ -187,46 +243,42 @@ def arch_list(text: str) -> list[Arch]:
         else:
             arches.append(Arch.parse(word))
     with_ptx = {arch.sm for arch in arches if arch.ptx}
-    each = {arch.sm: arch.model_copy(update={"ptx": arch.sm in with_ptx}) for arch in arches}
+    each = {arch.sm: _with_ptx(arch, ptx=arch.sm in with_ptx) for arch in arches}
     return sorted(each.values(), key=lambda arch: (arch.major, arch.minor, arch.suffix))
 
 
-def _arches(settings: Settings, mistakes: _Mistakes, gpus: Callable[[], list[Arch]]) -> list[Arch]:
+def _arches(
+    text: str, gpus: Callable[[], list[Arch]]
+) -> tuple[tuple[Arch, ...], tuple[Problem, ...]]:
+    """Return the architectures that CCA names, and what is wrong with it."""
     allowed = allowed_values(NAMES["CCA"])
-    if settings.cca.lower() == "auto":
-        found = gpus()
-        if not found:
-            mistakes.append(
-                Problem(
-                    "CCA",
-                    settings.cca,
-                    "no NVIDIA driver answers on this machine",
-                    allowed=allowed,
-                    next_step="name the compute capability of the GPU that will run the image",
-                    source="https://developer.nvidia.com/cuda-gpus",
-                )
-            )
-        return found
-    words = {word.partition("+")[0].lower() for word in settings.cca.replace(";", " ").split()}
-    if not words.isdisjoint({"all", "common"}):
-        mistakes.append(
-            Problem(
-                "CCA",
-                settings.cca,
-                "one image for every architecture is what the official wheels are; name the GPUs",
-                allowed=allowed,
-                next_step="leave CCA empty with BUILD_MODE=exclude to take the wheels as they are",
-            )
+    if text.lower() == "auto":
+        found = tuple(gpus())
+        problem = Problem(
+            "CCA",
+            text,
+            "no NVIDIA driver answers on this machine",
+            allowed=allowed,
+            next_step="name the compute capability of the GPU that will run the image",
+            source="https://developer.nvidia.com/cuda-gpus",
         )
-        return []
+        return found, () if found else (problem,)
+    words = {word.partition("+")[0].lower() for word in text.replace(";", " ").split()}
+    if not words.isdisjoint({"all", "common"}):
+        problem = Problem(
+            "CCA",
+            text,
+            "one image for every architecture is what the official wheels are; name the GPUs",
+            allowed=allowed,
+            next_step="leave CCA empty with BUILD_MODE=exclude to take the wheels as they are",
+        )
+        return (), (problem,)
     try:
-        arches = arch_list(settings.cca)
+        arches = tuple(arch_list(text))
     except ValueError as error:
-        mistakes.append(Problem("CCA", settings.cca, str(error), allowed=allowed))
-        return []
-    unknown = [problem for arch in arches if (problem := lookup.known_arch(arch))]
-    mistakes += unknown
-    return [] if unknown else arches
+        return (), (Problem("CCA", text, str(error), allowed=allowed),)
+    unknown = tuple(it for arch in arches if (it := lookup.known_arch(arch)))
+    return (() if unknown else arches), unknown
 
 
 def _check_python(
@@ -244,7 +296,7 @@ def _wanted(
     settings: Settings,
     mistakes: _Mistakes,
     python: str,
-    arches: list[Arch],
+    arches: tuple[Arch, ...],
     distribution: Distribution,
 ) -> Wanted | None:
     """Return which torch and torchvision are wanted, wherever they come from."""
@@ -254,11 +306,11 @@ def _wanted(
         return None
     vision = _version(settings, "TORCHVISION") or release.vision
     cuda = settings.cuda_version or release.wheel.cuda
-    return Wanted(release, vision, cuda, tuple(arches), python, distribution)
+    return Wanted(release, vision, cuda, arches, python, distribution)
 
 
 def _torch(
-    settings: Settings, mistakes: _Mistakes, wanted: Wanted, *, wheels_only: bool
+    settings: Settings, mistakes: _Mistakes, wanted: Wanted, once: Once, *, wheels_only: bool
 ) -> TorchSpec | None:
     """Return torch as it is fetched, or the frame for what is compiled."""
     release, cuda = wanted.release, wanted.cuda
@@ -277,7 +329,8 @@ def _torch(
                 release, wanted.python, cuda, wanted.arches, wanted.distribution
             )
             mistakes += (problem for problem in found if problem.field != about_python)
-        return TorchSpec(
+        return once(
+            TorchSpec,
             version=release.version,
             vision=wanted.vision,
             cuda=".".join(cuda.split(".")[:2]),
@@ -292,7 +345,8 @@ def _torch(
     wheel = rules.wheel_for(release, cuda)
     if isinstance(wheel, Problem):
         return None
-    return TorchSpec(
+    return once(
+        TorchSpec,
         version=release.version,
         vision=wanted.vision,
         cuda=wheel.cuda,
@@ -312,25 +366,30 @@ def _asked(settings: Settings, package: str) -> tuple[str, str]:
     With BUILD_MODE=exclude a wheel's version goes before a tag, as in the original, whatever else
     is compiled.
     """
-    names = [f"{package}_VERSION_TAG", f"{package}_VERSION"]
-    if settings.build_mode == "exclude":
-        names.reverse()
-    values = {name: str(getattr(settings, name.lower())) for name in names}
-    return next((it for it in values.items() if it[1]), (f"{package}_VERSION_TAG", ""))
+    tag = f"{package}_VERSION_TAG"
+    names = (tag, f"{package}_VERSION")
+    for name in reversed(names) if settings.build_mode == "exclude" else names:
+        if value := str(getattr(settings, name.lower())):
+            return name, value
+    return tag, ""
 
 
 def _base(
     settings: Settings,
-    mistakes: _Mistakes,
+    wrong: frozenset[str],
     distribution: Distribution,
-    torch: TorchSpec | None,
-) -> BaseSpec:
+    cuda: str | None,
+    once: Once,
+) -> tuple[BaseSpec, tuple[Problem, ...]]:
+    """Return what an image stands on, with torch for this CUDA or without; and what is wrong."""
+    mistakes = _Mistakes(wrong)
     image = distribution.image
     # The simple target stands on the plain distribution: it has no torch and assumes no CUDA.
-    flavor = settings.image_flavor if torch is not None else ""
-    if flavor and torch is not None:
-        cuda = settings.cuda_version or torch.cuda
-        answer = toolkit.nvidia_image(cuda, settings.cudnn_version, flavor, distribution)
+    flavor = settings.image_flavor if cuda is not None else ""
+    if flavor and cuda is not None:
+        answer = toolkit.nvidia_image(
+            settings.cuda_version or cuda, settings.cudnn_version, flavor, distribution
+        )
         image = mistakes.unless(answer) or ""
     if flavor in {"runtime", "devel"}:
         mistakes.append(
@@ -377,34 +436,36 @@ def _base(
                 allowed="auto, image, archive",
             )
         )
-    return BaseSpec(
+    sha256, unreadable = once(_sha256, archive) if archive else ("", ())
+    mistakes += unreadable
+    base = BaseSpec(
         distribution=distribution.name,
         version=distribution.version,
         codename=distribution.codename,
         image=settings.base_image or image,
         source=settings.base_source,
         can_bootstrap=distribution.bootstrap and not settings.base_image and not flavor,
-        archive_sha256=_sha256(Path(archive), mistakes) if archive else "",
+        archive_sha256=sha256,
         apt_mirror=(settings.deb_old, settings.deb_new) if settings.deb_new else None,
     )
+    return base, tuple(mistakes)
 
 
-def _sha256(archive: Path, mistakes: _Mistakes) -> str:
+def _sha256(archive: str) -> tuple[str, tuple[Problem, ...]]:
     try:
-        with archive.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with Path(archive).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest(), ()
     except OSError as error:
-        mistakes.append(
-            Problem("BASE_ARCHIVE", str(archive), f"cannot be read: {error.strerror}",
-                    allowed="a file that holds an OCI archive")
-        )  # fmt: skip
-        return ""
+        problem = Problem("BASE_ARCHIVE", archive, f"cannot be read: {error.strerror}",
+                          allowed="a file that holds an OCI archive")  # fmt: skip
+        return "", (problem,)
 
 
 _INDEXES = ("INDEX_URL", "EXTRA_INDEX_URL", "PYTORCH_INDEX_URL")
 
 
-def _check_mirrors(settings: Settings, mistakes: _Mistakes) -> None:
+def _check_mirrors(settings: Settings, wrong: frozenset[str]) -> list[Problem]:
+    mistakes = _Mistakes(wrong)
     together = bool(settings.deb_old) == bool(settings.deb_new)
     if not together and not mistakes.guess("DEB_OLD", "DEB_NEW"):
         mistakes.append(
@@ -426,7 +487,7 @@ def _check_mirrors(settings: Settings, mistakes: _Mistakes) -> None:
             )
         )
     if not settings.trusted_host or mistakes.guess(*_INDEXES):
-        return
+        return mistakes
     schemes = {
         url.partition("://")[0]
         for url in (getattr(settings, name.lower()) for name in _INDEXES)
@@ -444,6 +505,7 @@ def _check_mirrors(settings: Settings, mistakes: _Mistakes) -> None:
                 "(update-ca-certificates); builds trust what the machine trusts",
             )
         )
+    return mistakes
 
 
 def _check_base_image(settings: Settings, mistakes: _Mistakes) -> None:
@@ -464,19 +526,17 @@ def _check_base_image(settings: Settings, mistakes: _Mistakes) -> None:
         )
 
 
-def _apt(path: Path, python: str, mistakes: _Mistakes) -> list[str]:
+def _apt(folder: Path, name: str, python: str) -> tuple[tuple[str, ...], tuple[Problem, ...]]:
+    path = folder / name
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        mistakes.append(
-            Problem(str(path), "", f"cannot be read: {reason}",
-                    next_step=f"run from a checkout, or create an empty {path}")
-        )  # fmt: skip
-        return []
+        problem = Problem(str(path), "", f"cannot be read: {reason}",
+                          next_step=f"run from a checkout, or create an empty {path}")  # fmt: skip
+        return (), (problem,)
     packages, wrong = reqs.apt_packages(text, python=python or "3.13", file=str(path))
-    mistakes += wrong
-    return packages
+    return tuple(packages), tuple(wrong)
 
 
 def recipe(folder: Path) -> str:

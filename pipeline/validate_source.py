@@ -8,12 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 from pipeline import reqs, validate_ngc
 from pipeline.compat import flags, lookup, rules, source, toolkit
 from pipeline.compat.tables import Distribution, TorchRelease
 from pipeline.errors import ConfigError, Problem
 from pipeline.host import worktree
+from pipeline.once import Once
 from pipeline.settings import Settings
 from pipeline.spec import (
     Arch,
@@ -21,6 +23,7 @@ from pipeline.spec import (
     ImageSpec,
     MagmaSpec,
     ReqsFile,
+    SourceKind,
     SourceSpec,
     ToolchainSpec,
     WheelSpec,
@@ -108,20 +111,61 @@ def unread(settings: Settings, spec: ImageSpec) -> list[str]:
 
 
 def wheel_specs(
-    settings: Settings, wanted: Wanted, base: BaseSpec, folder: Path, resolve: Resolve
+    settings: Settings,
+    wanted: Wanted,
+    base: BaseSpec,
+    folder: Path,
+    resolve: Resolve,
+    once: Once,
 ) -> tuple[WheelSpec | None, WheelSpec | None, list[Problem]]:
     """Return the wheels of torch and torchvision that are compiled, and every mistake."""
     problems: list[Problem] = []
+
+    def source_of(part: str, version: str) -> SourceSpec | None:
+        found, wrong = once.reading(
+            _source, settings, part, version, wanted.distribution, resolve, once
+        )
+        problems.extend(wrong)
+        return found
+
     torch_source = vision_source = None
     if compiles_torch := kind(settings, "TORCH") != "index":
-        torch_source = _source(settings, "TORCH", wanted.release.version, wanted, resolve, problems)
+        torch_source = source_of("TORCH", wanted.release.version)
     if kind(settings, "VISION") != "index":
-        vision_source = _source(settings, "VISION", wanted.vision, wanted, resolve, problems)
-    asked = flags.parse(settings.torch_flags)
-    problems += flags.check(asked) if compiles_torch else []
-    libraries = _libraries(wanted, problems) if compiles_torch else None
-    toolchain = _toolchain(settings, wanted, base, folder, libraries, problems)
-    magma, reason = _magma(settings, wanted, resolve, problems) if compiles_torch else (None, "")
+        vision_source = source_of("VISION", wanted.vision)
+    libraries = magma = None
+    reason = ""
+    if compiles_torch and settings.torch_flags:
+        problems += flags.check(flags.parse(settings.torch_flags))
+    if compiles_torch:
+        libraries, wrong = once(_libraries, wanted.release, wanted.cuda, wanted.arches)
+        problems += wrong
+    toolchain, wrong = once(
+        _toolchain,
+        settings.cuda_source,
+        settings.cudnn_version,
+        settings.mkl_mode,
+        wanted.release,
+        wanted.cuda,
+        wanted.python,
+        wanted.distribution,
+        base,
+        folder,
+        libraries,
+    )
+    problems += wrong
+    if compiles_torch:
+        magma, reason, wrong = once.reading(
+            _magma,
+            settings,
+            wanted.release,
+            wanted.cuda,
+            wanted.distribution,
+            wanted.arches,
+            resolve,
+            once,
+        )
+        problems += wrong
     # What is written and names none has been refused already.
     if not wanted.arches and not settings.cca.strip(" ;"):
         problems.append(source.no_arches())
@@ -136,22 +180,21 @@ def wheel_specs(
             source=torch_source,
             toolchain=toolchain,
             arches=wanted.arches,
-            flags=_sorted(
-                flags.torch_flags(
-                    wanted.arches,
-                    torch_source.kind,
-                    mkl=toolchain.blas == "mkl",
-                    magma=magma is not None,
-                    compress=source.compress_mode(wanted.cuda),
-                    version=wanted.release.version,
-                    packages=libraries.runtime,
-                    asked=asked,
-                )
+            flags=once(
+                _torch_flags,
+                wanted.arches,
+                torch_source.kind,
+                mkl=toolchain.blas == "mkl",
+                magma=magma is not None,
+                compress=source.compress_mode(wanted.cuda),
+                version=wanted.release.version,
+                libraries=libraries,
+                asked=settings.torch_flags,
             ),
             requires=libraries.runtime,
             magma=magma,
             magma_reason=reason,
-            recipe=recipe(folder),
+            recipe=once(recipe, folder),
         )
     if vision_source:
         vision_wheel = WheelSpec(
@@ -160,59 +203,78 @@ def wheel_specs(
             source=vision_source,
             toolchain=toolchain,
             arches=wanted.arches,
-            flags=_sorted(flags.vision_flags(compress=source.compress_mode(wanted.cuda))),
+            flags=once(_vision_flags, compress=source.compress_mode(wanted.cuda)),
             requires=(),
             torch=torch_wheel.version if torch_wheel else wanted.release.version,
             torch_key=torch_wheel.key if torch_wheel else "",
-            recipe=recipe(folder),
+            recipe=once(recipe, folder),
         )
     return torch_wheel, vision_wheel, problems
 
 
-def _libraries(wanted: Wanted, problems: list[Problem]) -> source.Libraries | None:
-    cuda = lookup.cuda_release(wanted.cuda)
+def _libraries(
+    torch: TorchRelease, cuda: str, arches: tuple[Arch, ...]
+) -> tuple[source.Libraries | None, tuple[Problem, ...]]:
+    release = lookup.cuda_release(cuda)
     # That a GPU is too old for this CUDA has been said; it need not be too old for its cuDNN too.
-    arches = [it for it in wanted.arches if isinstance(cuda, Problem) or it.number in cuda.archs]
-    found = source.libraries(wanted.release, wanted.cuda, arches)
-    if isinstance(found, Problem):
-        problems.append(found)
-        return None
-    return found
+    able = [it for it in arches if isinstance(release, Problem) or it.number in release.archs]
+    found = source.libraries(torch, cuda, able)
+    return (None, (found,)) if isinstance(found, Problem) else (found, ())
 
 
-def _sorted(values: dict[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted(values.items()))
+def _torch_flags(
+    arches: tuple[Arch, ...],
+    kind: SourceKind,
+    *,
+    mkl: bool,
+    magma: bool,
+    compress: bool,
+    version: str,
+    libraries: source.Libraries,
+    asked: str,
+) -> tuple[tuple[str, str], ...]:
+    made = flags.torch_flags(
+        arches,
+        kind,
+        mkl=mkl,
+        magma=magma,
+        compress=compress,
+        version=version,
+        packages=libraries.runtime,
+        asked=flags.parse(asked),
+    )
+    return tuple(sorted(made.items()))
+
+
+def _vision_flags(*, compress: bool) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(flags.vision_flags(compress=compress).items()))
 
 
 def _source(
     settings: Settings,
     part: str,
     version: str,
-    wanted: Wanted,
+    distribution: Distribution,
     resolve: Resolve,
-    problems: list[Problem],
-) -> SourceSpec | None:
-    """Return the source of a part; adds to `problems` and returns None if it names none."""
+    once: Once,
+) -> tuple[SourceSpec | None, tuple[Problem, ...]]:
+    """Return the source of a part, None if it names none, and what is wrong with it."""
     how = kind(settings, part)
     if other := _of_another_version(settings, part, how, version):
-        problems.append(other)
-        return None
+        return None, (other,)
     url, ref, sha256 = (
         str(getattr(settings, f"{part.lower()}_{name}")) for name in ("url", "ref", "sha256")
     )
     found: SourceSpec | Problem
     if how == "git":
-        found = _git(part, url or _UPSTREAM[part], ref or f"v{version}", resolve)
+        found = _git(part, url or _UPSTREAM[part], ref or f"v{version}", resolve, once)
     elif how == "archive":
-        found = _archive(part, url, sha256)
+        found = once(_archive, part, url, sha256)
     elif how == "apt":
-        found = source.apt_source(wanted.distribution, _PACKAGES[part], version)
+        found = source.apt_source(distribution, _PACKAGES[part], version)
     else:
-        found = _path(part, url)
-    if isinstance(found, Problem):
-        problems.append(found)
-        return None
-    return found
+        found = once(_path, part, url)
+    return (None, (found,)) if isinstance(found, Problem) else (found, ())
 
 
 _CHOSEN = "CUDA, Python, compiler and libraries are chosen by it"
@@ -253,7 +315,7 @@ def _of_another_version(settings: Settings, part: str, how: str, version: str) -
     )
 
 
-def _git(part: str, url: str, ref: str, resolve: Resolve) -> SourceSpec | Problem:
+def _git(part: str, url: str, ref: str, resolve: Resolve, once: Once) -> SourceSpec | Problem:
     """Return a repository at a commit; a release's tag stays, a branch becomes its commit."""
     if "://" not in url and not re.match(r"[\w.-]+@[\w.-]+:", url):
         return Problem(
@@ -263,7 +325,7 @@ def _git(part: str, url: str, ref: str, resolve: Resolve) -> SourceSpec | Proble
         )  # fmt: skip
     if _RELEASE_TAG.fullmatch(ref):
         return SourceSpec(kind="git", location=url, ref=ref)
-    commit = resolve(url, ref)
+    commit = once(resolve, url, ref)
     if isinstance(commit, Problem):
         return Problem(
             f"{part}_REF", ref, commit.why, commit.allowed, commit.next_step, commit.source
@@ -319,61 +381,64 @@ def _path(part: str, url: str) -> SourceSpec | Problem:
 
 
 def _toolchain(
-    settings: Settings,
-    wanted: Wanted,
+    cuda_source: toolkit.CudaSource | Literal["auto"],
+    cudnn: str,
+    mkl_mode: str,
+    torch: TorchRelease,
+    cuda: str,
+    python: str,
+    distribution: Distribution,
     base: BaseSpec,
     folder: Path,
     libraries: source.Libraries | None,
-    problems: list[Problem],
-) -> ToolchainSpec | None:
-    serves = toolkit.toolkit(wanted.distribution, wanted.cuda, settings.cuda_source)
-    release = lookup.cuda_release(wanted.cuda)
+) -> tuple[ToolchainSpec | None, tuple[Problem, ...]]:
+    """Return what compiles, and what is wrong with it."""
+    serves = toolkit.toolkit(distribution, cuda, cuda_source)
+    release = lookup.cuda_release(cuda)
     # check_source has said what is wrong with these two.
-    gcc = (
-        ""
-        if isinstance(release, Problem)
-        else rules.host_gcc(wanted.release, release, wanted.distribution)
-    )
+    gcc = "" if isinstance(release, Problem) else rules.host_gcc(torch, release, distribution)
     if isinstance(serves, Problem):
-        problems.append(serves)
-    if isinstance(release, Problem) or isinstance(serves, Problem) or isinstance(gcc, Problem):
-        return None
+        return None, (serves,)
+    if isinstance(release, Problem) or isinstance(gcc, Problem):
+        return None, ()
     if serves == "image":
-        image = toolkit.nvidia_image(
-            wanted.cuda, settings.cudnn_version, "devel", wanted.distribution
-        )
+        image = toolkit.nvidia_image(cuda, cudnn, "devel", distribution)
         if isinstance(image, Problem):
-            problems.append(image)
-            return None
+            return None, (image,)
         base = base.model_copy(update={"image": image, "source": "image", "can_bootstrap": False})
-    name = wanted.release.tools
-    pins = toolkit.toolkit_wheels(wanted.cuda) if serves == "wheels" else ()
-    return ToolchainSpec(
+    name = torch.tools
+    pins = toolkit.toolkit_wheels(cuda) if serves == "wheels" else ()
+    made = ToolchainSpec(
         base=base,
         cuda=release.version,
         cuda_source=serves,
         gcc=gcc,
-        python=wanted.python,
-        python_from_distribution=wanted.python == wanted.distribution.python,
+        python=python,
+        python_from_distribution=python == distribution.python,
         tools=ReqsFile(name=name, sha256=_sha256(folder / name)),
         libraries=(*pins, *(libraries.build if libraries else ())),
-        blas="" if libraries is None else "mkl" if settings.mkl_mode == "include" else "openblas",
+        blas="" if libraries is None else "mkl" if mkl_mode == "include" else "openblas",
     )
+    return made, ()
 
 
 def _magma(
-    settings: Settings, wanted: Wanted, resolve: Resolve, problems: list[Problem]
-) -> tuple[MagmaSpec | None, str]:
-    """Return the MAGMA of a torch, None for none, and why."""
+    settings: Settings,
+    torch: TorchRelease,
+    cuda: str,
+    distribution: Distribution,
+    arches: tuple[Arch, ...],
+    resolve: Resolve,
+    once: Once,
+) -> tuple[MagmaSpec | None, str, tuple[Problem, ...]]:
+    """Return the MAGMA of a torch, None for none, and why; and what is wrong with it."""
     choice = source.magma(
-        wanted.release, wanted.cuda, wanted.distribution, settings.magma_source,
-        settings.magma_release, wanted.arches,
-    )  # fmt: skip
+        torch, cuda, distribution, settings.magma_source, settings.magma_release, arches
+    )
     if isinstance(choice, Problem):
-        problems.append(choice)
-        return None, ""
+        return None, "", (choice,)
     if choice.kind == "off":
-        return None, choice.reason
+        return None, choice.reason, ()
     found: SourceSpec | Problem
     if other := _of_another_version(settings, "MAGMA", choice.kind, choice.version):
         found = other
@@ -381,17 +446,16 @@ def _magma(
         found = SourceSpec(kind="apt", location="libmagma-dev")
     elif choice.kind == "git":
         ref = settings.magma_ref or f"v{choice.version}"
-        found = _git("MAGMA", settings.magma_url or _UPSTREAM["MAGMA"], ref, resolve)
+        found = _git("MAGMA", settings.magma_url or _UPSTREAM["MAGMA"], ref, resolve, once)
     elif settings.magma_url:
-        found = _archive("MAGMA", settings.magma_url, settings.magma_sha256)
+        found = once(_archive, "MAGMA", settings.magma_url, settings.magma_sha256)
     else:
-        sha256 = settings.magma_sha256 or choice.sha256
-        found = _archive("MAGMA", source.MAGMA_ARCHIVE.format(version=choice.version), sha256)
+        url = source.MAGMA_ARCHIVE.format(version=choice.version)
+        found = once(_archive, "MAGMA", url, settings.magma_sha256 or choice.sha256)
     if isinstance(found, Problem):
-        problems.append(found)
-        return None, ""
-    made = MagmaSpec(source=found, version=choice.version, patches=choice.patches)
-    return made, choice.reason
+        return None, "", (found,)
+    made = once(MagmaSpec, source=found, version=choice.version, patches=choice.patches)
+    return made, choice.reason, ()
 
 
 def recipe(folder: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 PANEL = "Images"
 FILE = Path("images.toml")
+_GITHUB_JOBS = 256
 
 File = Annotated[Path, typer.Option("--file", help="File that names the images.", dir_okay=False)]
 Only = Annotated[
@@ -65,6 +67,12 @@ def matrix(
         if not (missing and published)
     ]
     if github:
+        if len(rows) > _GITHUB_JOBS:
+            typer.echo(
+                f"note: {len(rows)} images, and a matrix of GitHub's makes {_GITHUB_JOBS} jobs at "
+                "most (https://docs.github.com/actions/reference/limits); split it by --only",
+                err=True,
+            )
         typer.echo(json.dumps({"include": [_for_github(row) for row in rows]}))
     elif as_json:
         typer.echo(json.dumps(rows))
@@ -95,6 +103,8 @@ def planned(
     problems = [*loaded.problems, *_overruled(loaded, read)]
     if problems:
         raise ConfigError(problems)
+    for note in _from_here(loaded, read):
+        typer.echo(f"note: {note}", err=True)
     mirror = (loaded.settings.git_old, loaded.settings.git_new)
     found = planning.cells(
         read,
@@ -119,6 +129,20 @@ def _overruled(loaded: Loaded, read: Matrix) -> list[Any]:
         )
         for name in sorted(read.names)
         if loaded.origins[name] is Origin.FLAG
+    ]
+
+
+def _from_here(loaded: Loaded, read: Matrix) -> list[str]:
+    """Return what this machine sets that is part of every image which does not set it itself."""
+    from pipeline.settings import BASE, IMAGE, NAMES, SOURCES, Origin, group_of
+
+    return [
+        f"{name} is from {loaded.origins[name]}, and part of every image that {read.file} does not "
+        "set it for"
+        for name, field in NAMES.items()
+        if group_of(field) in {IMAGE, BASE, SOURCES}
+        and loaded.origins[name] in {Origin.SHELL, Origin.FILE}
+        and name not in read.settings
     ]
 
 
@@ -160,13 +184,16 @@ def _row(cell: Cell, settings: Settings, published: bool | None) -> dict[str, An
 
 
 def _for_github(row: Mapping[str, Any]) -> dict[str, str]:
-    """Return a cell as an entry of ``strategy.matrix.include``: a flat object of strings."""
+    """Return a cell as an entry of ``strategy.matrix.include``: a flat object of strings.
+
+    Its settings are words of a command line, as make takes them.
+    """
     return {
         "variant": row["variant"],
         "target": row["target"],
         "key": row["key"],
         "compiled": " ".join(row["compiled"]),
-        "settings": " ".join(f"{name}={value}" for name, value in row["settings"].items()),
+        "settings": shlex.join(f"{name}={value}" for name, value in row["settings"].items()),
     }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from functools import cache
 
 from pipeline.compat import tables
 from pipeline.compat.tables import CudaRelease, Distribution, NgcMonths, TorchRelease, numbers
@@ -34,6 +35,7 @@ def distributions() -> tuple[Distribution, ...]:
     return tables.distributions()
 
 
+@cache
 def distribution(name: str, version: str = "") -> Distribution | Problem:
     """Return a distribution by name and version or codename; without a version its newest."""
     named = [row for row in distributions() if row.name == name.lower()]
@@ -83,6 +85,7 @@ def known_arch(arch: Arch) -> Problem | None:
     return no_row("CCA", str(arch), "compute capability", tables.arches(), CAPABILITIES)
 
 
+@cache
 def named_archs() -> Mapping[str, tuple[Arch, ...]]:
     """Return what TORCH_CUDA_ARCH_LIST makes of ``ampere`` and the like, by lower-case name."""
     return {row.name.lower(): row.archs for row in tables.names()}
@@ -105,11 +108,13 @@ def pythons() -> list[str]:
     return sorted(known, key=numbers)
 
 
+@cache
 def bare(tag: str) -> str:
     """Return the version that a git tag names."""
     return tag.removeprefix("v")
 
 
+@cache
 def minor(version: str) -> str:
     """Return ``12.4`` of ``12.4.1``."""
     return ".".join(version.split(".")[:2])

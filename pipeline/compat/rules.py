@@ -7,6 +7,7 @@ check of prebuilt wheels and of a build from source; the rest are their parts.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 from pipeline.compat import tables
 from pipeline.compat.lookup import (
@@ -38,6 +39,7 @@ _NEW_ABI = (2, 7)
 """The first torch whose wheels have the C++ ABI that compilers use by themselves."""
 
 
+@cache
 def check_installer(
     dist: Distribution, python: str = "", torch: TorchRelease | None = None
 ) -> tuple[Problem, ...]:
@@ -83,6 +85,7 @@ def check_installer(
 # What both ways of getting torch need
 
 
+@cache
 def check_pair(torch: TorchRelease, vision: str) -> Problem | None:
     """Return the problem of a torchvision that was not released for this torch.
 
@@ -105,6 +108,7 @@ def check_pair(torch: TorchRelease, vision: str) -> Problem | None:
     )
 
 
+@cache
 def check_python(torch: TorchRelease, python: str, *, prebuilt: bool = False) -> Problem | None:
     """Return the problem of a Python that this torch does not support.
 
@@ -230,6 +234,7 @@ def check_coverage(
     return _found(*(_coverage(torch, wheel, arch, dist) for arch in dict.fromkeys(arches)))
 
 
+@cache
 def _coverage(torch: TorchRelease, wheel: Wheel, arch: Arch, dist: Distribution) -> Problem | None:
     unknown = known_arch(arch)
     if unknown:
@@ -305,6 +310,7 @@ def check_source(
     return _found(*parts)
 
 
+@cache
 def host_gcc(torch: TorchRelease, cuda: CudaRelease, dist: Distribution) -> str | Problem:
     """Return the GCC to compile with: the distribution's default, or another it packages.
 
@@ -380,6 +386,7 @@ def newest_cudnn(arches: Sequence[Arch]) -> str:
     return min((row.cudnn_max for row in _rows(arches) if row.cudnn_max), key=numbers, default="")
 
 
+@cache
 def _cuda_window(torch: TorchRelease, cuda: str) -> Problem | None:
     if torch.cuda.holds(cuda):
         return None
@@ -394,6 +401,7 @@ def _cuda_window(torch: TorchRelease, cuda: str) -> Problem | None:
     )
 
 
+@cache
 def _compilable(
     torch: TorchRelease, cuda: CudaRelease, asked: str, arch: Arch, dist: Distribution
 ) -> Problem | None:

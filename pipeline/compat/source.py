@@ -25,7 +25,7 @@ _MAGMA: Final = "https://github.com/icl-utk-edu/magma/issues/7"
 _COMPRESS_MODE: Final = (12, 8)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Libraries:
     """Packages of the index, as pip requirements: what torch runs with, and is compiled against."""
 

@@ -1,7 +1,8 @@
 """The compatibility tables as frozen values, each TOML file read once a process.
 
 Plain dataclasses, not pydantic: the files are our own and tests hold them to their form, so there
-is nothing to validate on each of the commands that read them.
+is nothing to validate on each of the commands that read them. The rows that rules are asked about
+are equal only to themselves, so that an answer is found again without reading a row.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class Wheels:
     source: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TorchRelease:
     """A release of PyTorch and what goes with it."""
 
@@ -129,7 +130,7 @@ class TorchRelease:
         return next(wheel for wheel in self.wheels if wheel.index == "pypi")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class CudaRelease:
     """A minor release of the CUDA toolkit; an empty field is not on record."""
 
@@ -186,7 +187,7 @@ class ExtraRow:
     source: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Distribution:
     """A release of a Linux distribution that an image can stand on."""
 
@@ -204,7 +205,7 @@ class Distribution:
     cuda: str = ""
     magma: str = ""
     magma_archs: tuple[Arch, ...] = ()
-    sources: Mapping[str, str] = field(default_factory=dict, hash=False)
+    sources: Mapping[str, str] = field(default_factory=dict)
     """Versions of source packages by their names."""
 
     def page(self, package: str) -> str:
