@@ -167,12 +167,16 @@ def _shake_hands(client: socket.socket, name: str, files: Mapping[str, str]) -> 
     context = ssl.create_default_context(cafile=files.get("ca_path"))
     if "cert_path" in files:
         context.load_cert_chain(files["cert_path"], files.get("key_path"))
-    # An engine that refuses our certificate says so only when it is read from (TLS 1.3).
-    with (
-        context.wrap_socket(client, server_hostname=name) as secure,
-        contextlib.suppress(TimeoutError),
-    ):
-        secure.recv(1)
+    with context.wrap_socket(client, server_hostname=name) as secure:
+        # One that refuses or misses our certificate ends now, or when it is read from (TLS 1.3);
+        # one that takes it waits for us.
+        try:
+            ended = not secure.recv(1)
+        except TimeoutError:
+            return
+    if ended:
+        msg = "it ends the connection: is the certificate in cert_path the one that it asks for?"
+        raise ConnectionError(msg)
 
 
 def _docker(say: Callable[[str], None]) -> Choice | str:
