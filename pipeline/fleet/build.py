@@ -306,11 +306,12 @@ class _Run:
             said = self._silent.get(engine.name, "")
             if ended:
                 said = said or ended.said.get("error", {}).get("why", "")
+            asked = engine.name in self.state.asked
             self.state = handout.lost(self.state, cell, said or "it went away")
             row.state = report.WAITING
             row.why = f"{engine.name} went away: {said}" if said else f"{engine.name} went away"
             self.view.changed(row)
-            if engine.name in self.state.asked:
+            if engine.name in self.state.asked and not asked:
                 assert self._group
                 wanted = self.wanted[cell]
                 self._group.start_soon(self._join, engine, wanted, _NEXT_ANSWER_SECONDS)
@@ -318,7 +319,7 @@ class _Run:
             self.state = handout.delivered(self.state, cell)
             row.result, row.error, row.code = ended.said, {}, 0
         else:
-            error = ended.said.get("error", {})
+            error = ended.said.get("error") or _unsaid(ended.code)
             row.error, row.code = error, ended.code
             self._save_log(row)
             self.state = handout.failed(self.state, cell, ended.code, error.get("stage", ""))
@@ -423,6 +424,16 @@ class _Run:
             "cells": sum(r.engine == engine.name and r.state == "delivered" for r in rows),
             "lost": dead.get(engine.name, "") or self._silent.get(engine.name, ""),
         }
+
+
+def _unsaid(code: int) -> dict[str, str]:
+    """Return the error of a child that ended without a word."""
+    if code < 0:
+        return {
+            "what": f"the build was killed by signal {-code}",
+            "next": "look into its log, and whether the machine ran out of memory (dmesg)",
+        }
+    return {"what": f"the build ended with exit code {code}", "next": "look into its log"}
 
 
 def _environment(

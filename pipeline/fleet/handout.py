@@ -213,7 +213,8 @@ def lost(state: State, cell: str, why: str) -> State:
     without having finished anything in between is not asked any more.
     """
     engine = state.running[cell]
-    strikes = state.strikes.get(engine, 0) + 1
+    # Several cells of one engine are lost with it, one after the other, and that is one loss.
+    strikes = state.strikes.get(engine, 0) + (engine not in state.asked)
     state = replace(state, strikes={**state.strikes, engine: strikes})
     if strikes > 1:
         dead = {**state.dead, engine: state.dead.get(engine, why)}

@@ -190,6 +190,14 @@ def test_an_engine_that_is_lost_twice_in_a_row_gets_nothing_more() -> None:
     assert {end.code for end in state.ended.values()} == {4}
 
 
+def test_all_cells_that_go_with_one_engine_are_one_loss() -> None:
+    state = handed_out(handout.begin(cells(a="", b=""), {"one": 2}))
+    for cell in ("a", "b"):
+        state = handout.lost(state, cell, "gone")
+    assert not state.dead
+    assert handed_out(handout.joined(state, "one", 2)).running.keys() == {"a", "b"}
+
+
 def test_engines_that_answer_late_are_waited_for_and_join() -> None:
     state = handout.begin(cells(a="", b=""), {}, asked=frozenset({"one", "two"}))
     assert handout.next_pair(state) is None

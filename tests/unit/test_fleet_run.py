@@ -236,6 +236,14 @@ def test_force_builds_what_is_there() -> None:
     assert made.rows[0].result["args"] == ["build-only", "simple", "--json", "--force"]
 
 
+def test_a_build_that_is_killed_says_so(tmp_path: Path) -> None:
+    made, _ = run(wanted(a="kill", b="deliver"))
+    assert states(made) == {"a": "failed", "b": "delivered"}
+    assert made.exit_code == 1
+    assert "a: failed, exit code -9: the build was killed by signal 9" in "\n".join(made.lines())
+    assert handed(tmp_path)
+
+
 def test_a_compile_that_the_deadline_stopped_is_unfinished() -> None:
     made, _ = run(wanted(a="fail 8 torchvision-wheel", b="deliver"))
     assert states(made) == {"a": "unfinished", "b": "delivered"}
