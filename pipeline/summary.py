@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -17,14 +18,14 @@ def append(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Append a table of images to the summary, where there is one.
 
     A row is what ``--json`` prints of a build, with ``state``; of one that failed, its ``error``.
-
-    Raises:
-        OSError: the file cannot be written.
-
+    A file that cannot be written costs no image: standard error says so.
     """
     if file := os.environ.get(FILE):
-        with Path(file).open("a") as summary:
-            summary.write(table(title, rows) + "\n")
+        try:
+            with Path(file).open("a") as summary:
+                summary.write(table(title, rows) + "\n")
+        except OSError as error:
+            sys.stderr.write(f"note: the step summary cannot be written: {error}\n")
 
 
 def table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:

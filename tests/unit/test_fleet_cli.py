@@ -245,3 +245,11 @@ def test_the_summary_names_what_was_compiled_and_how_much_the_cache_had() -> Non
         "| a\\|b | delivered | `r:t@sha256:1` | 3.29 GB | 61 | "
         "torchvision 300 s, 12 of 40 objects from the cache | 2 |"
     )
+
+
+def test_a_summary_that_cannot_be_written_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "no/such/folder"))
+    summary.append("t", [{"variant": "a", "state": "delivered"}])
+    assert "the step summary cannot be written" in capsys.readouterr().err
