@@ -92,9 +92,19 @@ class State:
         """Return the wheels that a cell would compile, as the store has them not."""
         return self.jobs[cell].wheels - self.stored
 
+    def compiles(self, cell: str, engine: str) -> bool:
+        """Say whether a cell compiles if an engine builds it.
+
+        A devel image needs no wheel and has MAGMA, which only the engine that made it has at hand.
+        """
+        job = self.jobs[cell]
+        magma = job.compiles - self.holds.get(engine, frozenset()) if not job.wheels else None
+        return bool(self.to_make(cell) or magma)
+
     def compiling(self, engine: str) -> bool:
         """Say whether an engine is compiling: that takes all of its cores and memory."""
-        return any(it == engine and self.to_make(cell) for cell, it in self.running.items())
+        here = (cell for cell, it in self.running.items() if it == engine)
+        return any(self.compiles(cell, engine) for cell in here)
 
 
 def begin(
@@ -138,7 +148,7 @@ def next_pair(state: State) -> tuple[str, str] | None:
     alive = [it for it in state.engines if it not in state.dead and it not in state.asked]
     for engine in sorted((it for it in alive if state.load(it) < 1), key=state.load):
         busy = state.compiling(engine)
-        fit = [it for it in first or free if not (busy and state.to_make(it))]
+        fit = [it for it in first or free if not (busy and state.compiles(it, engine))]
         if fit:
             held = {it: _held(state, it) for it in alive}
             return max(fit, key=lambda it: _fitness(state, it, engine, held)), engine
@@ -159,7 +169,7 @@ def _fitness(
     elsewhere = max(
         (_weight(inputs & it) for name, it in held.items() if name != engine), default=0
     )
-    return bool(state.to_make(cell)), here - elsewhere
+    return state.compiles(cell, engine), here - elsewhere
 
 
 def _weight(inputs: frozenset[str]) -> int:

@@ -20,7 +20,7 @@ def fleets(draw: st.DrawFn) -> State:
     """Draw cells, of which some share wheels, and engines."""
     jobs = {
         f"cell{number}": Job(
-            frozenset(draw(st.sets(st.sampled_from(WHEELS), max_size=2))),
+            frozenset(draw(st.sets(st.sampled_from([*WHEELS, "magma:m"]), max_size=2))),
             frozenset(draw(st.sets(st.sampled_from(INPUTS)))),
         )
         for number in range(draw(st.integers(0, 12)))
@@ -41,7 +41,8 @@ def handed_out(state: State) -> State:
         making = Counter(wheel for it in state.running for wheel in state.to_make(it))
         assert max(making.values(), default=0) <= 1, "compiled twice at a time"
         for name in state.engines:
-            here = [it for it, at in state.running.items() if at == name and state.to_make(it)]
+            on_it = [it for it, at in state.running.items() if at == name]
+            here = [it for it in on_it if state.compiles(it, name)]
             assert len(here) <= 1, "two compiles at a time in one engine"
     return state
 
@@ -118,6 +119,15 @@ def test_a_wheel_in_the_making_is_waited_for_and_takes_no_place() -> None:
     state = handout.delivered(state, "a")
     assert state.to_make("b") == frozenset(), "it takes the wheel from the store"
     assert "b" in handed_out(state).running
+
+
+def test_a_devel_image_compiles_magma_where_it_is_not_at_hand() -> None:
+    state = handout.begin(cells(a="torch:x magma:m", b="magma:m"), {"one": 2})
+    state = handed_out(state)
+    assert state.running.keys() == {"a"}, "one compile at a time"
+    state = handout.begin(cells(a="torch:x magma:m", b="magma:m"), {"one": 2},
+                          holds={"one": frozenset({"magma:m"})})  # fmt: skip
+    assert handed_out(state).running.keys() == {"a", "b"}
 
 
 def test_what_compiles_goes_first() -> None:
