@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from typing import NoReturn
 
 from pipeline.errors import CressetError
 
@@ -14,12 +16,20 @@ def main() -> None:
     try:
         app()
     except CressetError as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(error.exit_code) from None
+        _end(error)
     except OSError as error:
         # A folder that can't be written, a disk that is full: named by the system itself.
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(1) from None
+        _end(CressetError(str(error)))
+
+
+def _end(error: CressetError) -> NoReturn:
+    """Say what went wrong: to a person always, on standard output to a program that asked."""
+    sys.stderr.write(f"error: {error}\n")
+    # What stands after -- is for the program in a container.
+    ours = sys.argv[: sys.argv.index("--")] if "--" in sys.argv else sys.argv
+    if "--json" in ours:
+        sys.stdout.write(json.dumps({"error": error.as_json()}) + "\n")
+    raise SystemExit(error.exit_code) from None
 
 
 if __name__ == "__main__":

@@ -178,6 +178,22 @@ def wheels(spec: ImageSpec, settings: Settings, output: Path, *, deadline: float
     return started(work, spec, settings, wheel_plan(spec), image=False, deadline=deadline)
 
 
+def machine(spec: ImageSpec, settings: Settings) -> tuple[int, int]:
+    """Return the cores and the bytes of memory of the machine that the engine runs on.
+
+    Raises as `build` does: an engine that says this can build on the base of the spec.
+    """
+
+    async def work(run: Run) -> tuple[int, int]:
+        from pipeline.engine import machine  # noqa: PLC0415 - as in started
+
+        with run.report.stage("machine"), run.translated():
+            return await machine.ask(run.base)
+
+    steps = (*plan(spec)[:1], Step("machine", "its cores and its memory", ("base",)))
+    return started(work, spec, settings, steps)
+
+
 async def _export(directory: Container | Directory, output: Path) -> Path:
     """Write the wheel of a directory to a folder under its name, once it is whole."""
     assert not hasattr(directory, "with_exec")

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,18 @@ class CressetError(Exception):
     def details(self) -> list[str]:
         """Return the lines that stand between what happened and why."""
         return []
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what ``--json`` prints of it, under the name ``error``."""
+        return {
+            "what": self.what,
+            "why": self.why,
+            "next": self.next_step,
+            "details": self.details(),
+            "stage": self.stage,
+            "log": str(self.log or ""),
+            "exit_code": self.exit_code,
+        }
 
     def __str__(self) -> str:
         labelled = (

@@ -15,7 +15,7 @@ import os
 import re
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +40,7 @@ _INDEXES = (
     "application/vnd.oci.image.index.v1+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
 )
-_AT_ONCE = 8
+_AT_ONCE: Final = 16
 _MANIFESTS = (
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v2+json",
@@ -82,6 +82,27 @@ def destination(registry: str, image_name: str) -> Destination:
         return Registry(tags.repository(image_name, registry), image_name)
     docker = Docker(tags.repository(image_name), image_name)
     return docker if docker.answers() else Archive(DIST, tags.repository(image_name))
+
+
+def find_all(wanted: Sequence[tuple[ImageSpec, Destination]]) -> list[Delivered | None]:
+    """Return what each destination has of its spec, asked at once; PublishError as `find`.
+
+    The tags of a registry's repository are listed first, so that what is not there costs nothing.
+    """
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - one image needs no threads
+
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        repositories = list({it.repository for _, it in wanted if isinstance(it, Registry)})
+        listed = dict(zip(repositories, threads.map(published, repositories), strict=True))
+        tagged = {name: frozenset(found) for name, found in listed.items()}
+
+        def find(pair: tuple[ImageSpec, Destination]) -> Delivered | None:
+            spec, where = pair
+            if isinstance(where, Registry) and tags.key_tag(spec) not in tagged[where.repository]:
+                return None
+            return where.find(spec)
+
+        return list(threads.map(find, wanted))
 
 
 @dataclass(frozen=True)

@@ -209,7 +209,7 @@ def started(
     with interruptible(), reporting("build", names) as report, retry.told(report.note):
         # Outside the event loop, which would hold Ctrl-C back until an engine is compiled.
         with report.stage("engine", in_engine=False):
-            choice = select.choose(settings.engine, report.say)
+            choice = select.choose(settings.engine, report.say, select.hosts(settings.engines))
             report.note(f"engine: {choice.kind} ({choice.reason})")
             if choice.kind == "local" and (said := _evicted(_last_build(report.log))):
                 report.note(f"since the last build {said}")

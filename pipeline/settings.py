@@ -99,6 +99,13 @@ _CACHE = _matching(
     "the buckets, for ccache knows neither rediss:// nor https://",
 )
 _SIZE = _matching(r"(?i:\d+[bkmg]b?)", "not a size such as 8gb")
+_RUNNER_HOST = (
+    r"(local|unix:///[^\s,]+|tcp://[^\s,/?@]+:\d{1,5}|(tls|ssh|kube-pod)://[\w\[][^\s,]*)"
+)
+_ENGINES = _matching(
+    rf"[\s,]*{_RUNNER_HOST}([\s,]+{_RUNNER_HOST})*[\s,]*",
+    "not runner hosts of Dagger, separated by spaces or commas",
+)
 _TWO_DIGITS = _matching(r"\d{2}", "not two digits")
 _MONTH = _matching(r"0[1-9]|1[0-2]", "not a month of two digits")
 _NUMBER = _matching(r"\d{1,10}", "not a number")
@@ -344,6 +351,12 @@ class Settings(BaseModel):
     engine: Literal["auto", "session", "remote", "docker", "local"] = setting(
         "auto", "Which Dagger engine builds; `auto` takes the first that answers.", group=ENGINE
     )
+    engines: Annotated[str, _ENGINES] = setting(
+        "", "Engines that share the cells of a matrix; one image is built by the first that "
+        "answers. Empty: the one that ENGINE chooses.", group=ENGINE,
+        allowed="local, unix:///path, tcp://host:port, tls://host:port?ca_path=FILE&cert_path=FILE"
+        "&key_path=FILE, ssh://user@host, kube-pod://pod?namespace=NAME",
+    )  # fmt: skip
 
     uid: Annotated[str, _NUMBER] = setting(
         "", "User id in the container.", group=START, allowed="a number such as 1000"

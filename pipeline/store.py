@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -49,6 +50,19 @@ def store(settings: Settings) -> Store | None:
     if settings.registry:
         return Registry(tags.repository(settings.image_name, settings.registry) + "-wheels")
     return Folder(platformdirs.user_cache_path("cresset") / "wheels")
+
+
+def present(store: Store, wheels: Iterable[WheelSpec]) -> frozenset[str]:
+    """Return the keys of those wheels that a store has; a registry is asked once for them all.
+
+    Raises:
+        PublishError: the registry cannot be asked.
+
+    """
+    if isinstance(store, Registry):
+        there = frozenset(publish.published(store.repository))
+        return frozenset(wheel.key for wheel in wheels if _tag(wheel) in there)
+    return frozenset(wheel.key for wheel in wheels if store.has(wheel))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from pipeline.cli import adopt, containers, engine, host, image, matrix, proof, 
 app = typer.Typer(
     name="cresset",
     help="Deep-learning dev images: PyTorch for your GPU, checked, published, shared.",
+    epilog="With `--json`, an error is printed on standard output too: "
+    '`{"error": {"what", "why", "next", "details", "stage", "log", "exit_code"}}`.',
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,

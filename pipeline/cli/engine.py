@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli.options import takes_settings
+
 app = typer.Typer(help="The local engine, for machines without Docker.", no_args_is_help=True)
 
 
@@ -32,6 +34,24 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         typer.echo(f"  {name:<12} {value if value is not None else '-'}")
     for need in needs:
         typer.echo(f"needs {need.what}: {need.why}; {need.mend}")
+
+
+@app.command()
+@takes_settings
+def machine(
+    flags: dict[str, str],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say how many cores and how much memory the engine has: whichever engine would build."""
+    from pipeline import build
+    from pipeline.cli.image import spec_of
+
+    settings, spec = spec_of(flags, "simple")
+    cores, memory = build.machine(spec, settings)
+    if as_json:
+        typer.echo(json.dumps({"cores": cores, "memory": memory}))
+    else:
+        typer.echo(f"{cores} cores, {memory / 1e9:.1f} GB of memory")
 
 
 @app.command()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli.matrix import FILE, File, Only, Skip
 from pipeline.cli.options import takes_settings
 
 if TYPE_CHECKING:
@@ -49,6 +50,23 @@ Frozen = Annotated[
     bool, typer.Option("--frozen", help="Take what cresset.lock has, and ask nobody what moved.")
 ]
 Pull = Annotated[bool, typer.Option("--pull", help="Make the bootstrapped base anew.")]
+Matrix = Annotated[
+    bool,
+    typer.Option(
+        "--matrix",
+        help="Build every cell of images.toml that is not there yet, on all ENGINES, and report at "
+        "the end; a cell that fails keeps no other from being built. Starts no container.",
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Of a matrix: what the last run delivered is not asked for again, wherever it is now.",
+    ),
+]
+LeaveEnv = Annotated[bool, typer.Option("--leave-env", hidden=True)]
+"""For the cells of a matrix, of which none is the image that .env should name."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -70,10 +88,18 @@ def build(
     deadline: Deadline = "",
     locked: HeldTo = False,
     frozen: Frozen = False,
+    matrix: Matrix = False,
+    only: Only = None,
+    skip: Skip = None,
+    file: File = FILE,
+    resume: Resume = False,
 ) -> None:
     """Build, check and deliver an image, and start a fresh container; print its reference."""
-    built = build_only(flags, target, as_json, dry_run, force, pull, deadline, locked, frozen)
-    if not dry_run:
+    built = build_only(
+        flags, target, as_json, dry_run, force, pull, deadline, locked, frozen, matrix, only, skip,
+        file, resume,
+    )  # fmt: skip
+    if not dry_run and not matrix:
         _start(flags, built)
 
 
@@ -87,16 +113,32 @@ def build_only(
     deadline: Deadline = "",
     locked: HeldTo = False,
     frozen: Frozen = False,
+    matrix: Matrix = False,
+    only: Only = None,
+    skip: Skip = None,
+    file: File = FILE,
+    resume: Resume = False,
+    leave_env: LeaveEnv = False,
 ) -> dict[str, str]:
     """Build, check and deliver an image, starting no container; print its digest reference."""
     from pipeline import build as building
     from pipeline import compose, publish, validate
     from pipeline import plan as planning
+    from pipeline.cli import fleet
 
     until = _until(deadline)
+    held = "--locked" if locked else "--frozen" if frozen else ""
+    fleet.check_options(target, matrix=matrix, only=only, skip=skip, resume=resume, held=held)
+    if matrix:
+        asked = fleet.Asked(
+            tuple(only or ()), tuple(skip or ()), file, resume, force, pull, dry_run, as_json
+        )
+        fleet.build_matrix(flags, asked, until)
+        return {}
     settings, spec = spec_of(flags, target, mode=_mode(locked, frozen))
     where = publish.destination(settings.registry, settings.image_name)
     outcome = None if force or pull else building.found(spec, where)
+    there = outcome is not None
     if outcome is None:
         # Not before: it takes longer than all of a build with nothing to do.
         validate.check_requirements(spec)
@@ -107,14 +149,16 @@ def build_only(
         typer.echo(f"the image {state} {where.name}", err=True)
         return {}
     if outcome is None:
-        outcome = building.build(
-            spec, settings, where, refresh_base=pull, check_index=locked, deadline=until
-        )
+        with fleet.summarized(spec):
+            outcome = building.build(
+                spec, settings, where, refresh_base=pull, check_index=locked, deadline=until
+            )
         typer.echo(f"delivered to {where.name}", err=True)
     else:
         typer.echo(f"nothing to do: {spec.variant} is in {where.name} already", err=True)
+    fleet.summarize(outcome, there=there)
     image = outcome.delivered.image
-    if image:
+    if image and not leave_env:
         _write_down(compose.IMAGES[spec.target], image)
     typer.echo(f"next: {outcome.delivered.next_step}", err=True)
     typer.echo(json.dumps(outcome.as_json()) if as_json else outcome.delivered.ref)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 PANEL = "Images"
 
+FILE = Path("images.toml")
 GITHUB_JOBS = 256
 """A matrix of GitHub makes no more jobs than these:
 https://docs.github.com/en/actions/reference/limits"""
@@ -38,7 +39,7 @@ def add_to(app: typer.Typer) -> None:
 
 def matrix(
     flags: dict[str, str],
-    file: File = Path("images.toml"),
+    file: File = FILE,
     only: Only = None,
     skip: Skip = None,
     missing: Annotated[

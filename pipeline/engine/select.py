@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import ssl
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
+from urllib.parse import parse_qsl, urlsplit
 
 from platformdirs import user_cache_path
 
@@ -32,6 +34,11 @@ ENGINE_IMAGE: Final = f"registry.dagger.io/engine:v{local.VERSION}"
 _TRIAL_SECONDS: Final = 9.0
 _ANSWER_SECONDS: Final = 2.0
 
+LOCAL: Final = "local"
+"""What stands for the local engine among the runner hosts of ENGINES."""
+
+_TLS_PORT: Final = 443
+
 SESSION: Final = ("DAGGER_SESSION_PORT", "DAGGER_SESSION_TOKEN")
 
 
@@ -45,13 +52,29 @@ class Choice:
     """Variables to set, and with None to unset, or the SDK would take another engine first."""
 
 
-def choose(setting: str, say: Callable[[str], None]) -> Choice:
-    """Return the engine that ENGINE names; ``auto`` takes the first of the four that answers.
+def hosts(setting: str) -> tuple[str, ...]:
+    """Return the runner hosts that ENGINES names, each once, in the order they stand in.
+
+    Dagger's client reads them (v0.21.8, engine/client/drivers). ``tcp`` is plain. ``tls`` checks
+    the engine's certificate against this machine's authorities, or those in the file ``ca_path``;
+    an engine with ``--tlscacert`` asks for the certificate and key in ``cert_path`` and
+    ``key_path``; its port is 443 unless it is named. ``ssh`` runs ``buildctl dial-stdio`` there by
+    this machine's own ssh, ``kube-pod`` in the pod by kubectl.
+    """
+    return tuple(dict.fromkeys(setting.replace(",", " ").split()))
+
+
+def choose(setting: str, say: Callable[[str], None], named: Sequence[str] = ()) -> Choice:
+    """Return the first of the engines `named` that answers, or without them the one of ENGINE.
+
+    Of ENGINE, ``auto`` takes the first of the four that answers.
 
     Raises:
         EngineError: the one named, or every one, cannot be used; with the reason of each.
 
     """
+    if named:
+        return _first_of(named, say)
     tries: dict[str, Callable[[], Choice | str]] = {
         "session": _session,
         "remote": _remote,
@@ -74,6 +97,21 @@ def choose(setting: str, say: Callable[[str], None]) -> Choice:
     )
 
 
+def _first_of(named: Sequence[str], say: Callable[[str], None]) -> Choice:
+    reasons: list[str] = []
+    for host in named:
+        answer = _local(say) if host == LOCAL else _at(host, "ENGINES")
+        if isinstance(answer, Choice):
+            said = "; ".join([answer.reason, *(f"not {reason}" for reason in reasons)])
+            return Choice(answer.kind, said, answer.environment)
+        reasons.append(f"{host}: {answer}")
+    raise EngineError(
+        "none of ENGINES can be used",
+        why="; ".join(reasons),
+        next_step="start them, or leave ENGINES empty for the one that ENGINE chooses",
+    )
+
+
 def _session() -> Choice | str:
     if os.environ.keys() >= set(SESSION):
         return Choice("session", "this runs inside a Dagger session")
@@ -84,32 +122,61 @@ def _remote() -> Choice | str:
     host = os.environ.get(RUNNER_HOST)
     if not host:
         return f"{RUNNER_HOST} is not set"
-    if (why := _no_answer(host)) is not None:
+    return _at(host, RUNNER_HOST)
+
+
+def _at(host: str, variable: str) -> Choice | str:
+    """Return the engine at a runner host that a variable names, or why there is none."""
+    if (why := no_answer(host)) is not None:
         return f"{host} does not answer ({why})"
-    client: dict[str, str | None] = {}
+    client: dict[str, str | None] = {RUNNER_HOST: host}
     if not os.environ.get(CLI_BIN) and (program := local.session_program()) is not None:
         client[CLI_BIN] = str(program)
-    return Choice("remote", f"{RUNNER_HOST}={host}", _no_session() | client)
+    if not os.environ.get(IMAGE_STORE):
+        client[IMAGE_STORE] = "docker-image"  # as of the local one
+    return Choice("remote", f"{variable}={host}", _no_session() | client)
 
 
 def _no_session() -> dict[str, str | None]:
     return dict.fromkeys(SESSION)
 
 
-def _no_answer(host: str) -> str | None:
+def no_answer(host: str) -> str | None:
     """Return why nothing answers at a runner host; of ssh and pods only Dagger knows."""
-    scheme, _, address = host.partition("://")
+    scheme, _, path = host.partition("://")
     if scheme not in {"unix", "tcp", "tls"}:
         return None
-    family = socket.AF_UNIX if scheme == "unix" else socket.AF_INET
-    name, _, port = address.partition(":")
-    with contextlib.closing(socket.socket(family)) as client:
-        client.settimeout(_ANSWER_SECONDS)
-        try:
-            client.connect(address if scheme == "unix" else (name, int(port)))
-        except (OSError, ValueError) as error:
-            return str(error)
+    try:
+        if scheme == "unix":
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(_ANSWER_SECONDS)
+                client.connect(path)
+        else:
+            url = urlsplit(host)
+            address = (url.hostname or "", url.port or _TLS_PORT)
+            with socket.create_connection(address, _ANSWER_SECONDS) as client:
+                if scheme == "tls":
+                    _shake_hands(client, address[0], dict(parse_qsl(url.query)))
+    except (OSError, ValueError) as error:  # of TLS too
+        return str(error)
     return None
+
+
+def _shake_hands(client: socket.socket, name: str, files: Mapping[str, str]) -> None:
+    """Raise OSError where the two do not trust each other: the client would try for minutes."""
+    context = ssl.create_default_context(cafile=files.get("ca_path"))
+    if "cert_path" in files:
+        context.load_cert_chain(files["cert_path"], files.get("key_path"))
+    with context.wrap_socket(client, server_hostname=name) as secure:
+        # One that refuses or misses our certificate ends now, or when it is read from (TLS 1.3);
+        # one that takes it waits for us.
+        try:
+            ended = not secure.recv(1)
+        except TimeoutError:
+            return
+    if ended:
+        msg = "it ends the connection: is the certificate in cert_path the one that it asks for?"
+        raise ConnectionError(msg)
 
 
 def _docker(say: Callable[[str], None]) -> Choice | str:
