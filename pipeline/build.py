@@ -17,6 +17,7 @@ from pipeline.spec import ImageSpec
 if TYPE_CHECKING:
     from dagger import Container, Directory
 
+    from pipeline.bundle.supply import Taken
     from pipeline.stages.inputs import Inputs
 
 
@@ -63,15 +64,18 @@ def build(
     *,
     refresh_base: bool = False,
     deadline: float = 0,
+    taken: Taken | None = None,
 ) -> Outcome:
     """Build, check and deliver the image; return where it is and what it took.
 
-    `deadline` is when a compile stops in good order, in seconds since the epoch; 0: never.
+    `deadline` is when a compile stops in good order, in seconds since the epoch; 0: never. All that
+    comes from the network is `taken` down for a bundle, where that is given.
 
     Raises:
         ConfigError: the base or the requirements are not what the settings say.
         EngineError: no engine, or it was lost.
         BuildError: a stage failed.
+        BundleError: BUNDLE is no bundle, or has not all that it takes.
         VerifyError: the image is not what the spec says; nothing was delivered.
         PublishError: it could not be delivered.
         Unfinished: the deadline came before the end of a compile.
@@ -102,7 +106,9 @@ def build(
             tuple(run.compiled),
         )
 
-    return started(work, spec, settings, plan(spec), refresh_base=refresh_base, deadline=deadline)
+    return started(
+        work, spec, settings, plan(spec), refresh_base=refresh_base, deadline=deadline, taken=taken
+    )
 
 
 def wheels(spec: ImageSpec, settings: Settings, output: Path, *, deadline: float = 0) -> list[Path]:

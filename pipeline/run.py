@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -34,6 +34,7 @@ from pipeline.spec import BaseSpec, ImageSpec, WheelSpec
 if TYPE_CHECKING:
     from dagger import Container, Directory
 
+    from pipeline.bundle.supply import Given, Taken
     from pipeline.engine.select import Choice
     from pipeline.report import Report
     from pipeline.stages.inputs import Inputs
@@ -200,9 +201,14 @@ def started(
     image: bool = True,
     refresh_base: bool = False,
     deadline: float = 0,
+    taken: Taken | None = None,
 ) -> T:
-    """Choose an engine, make all ready, and return what the work returns."""
+    """Choose an engine, make all ready, and return what the work returns.
+
+    All that comes from the network is `taken` down for a bundle, where that is given.
+    """
     # Imported here: they bring rich and the SDK, which take longer than a build with nothing to do.
+    from pipeline.bundle import supply  # noqa: PLC0415
     from pipeline.engine import select  # noqa: PLC0415
     from pipeline.report import reporting  # noqa: PLC0415
 
@@ -216,18 +222,20 @@ def started(
                 report.note(warning)
         from pipeline.engine import session  # noqa: PLC0415
 
-        return session.run(
-            _run(
-                work,
-                spec,
-                settings,
-                choice,
-                report,
-                image=image,
-                refresh_base=refresh_base,
-                deadline=deadline,
+        with supply.given(settings) as found:
+            return session.run(
+                _run(
+                    work,
+                    spec,
+                    settings,
+                    choice,
+                    report,
+                    image=image,
+                    refresh_base=refresh_base,
+                    deadline=deadline,
+                    supplied=taken or found,
+                )
             )
-        )
 
 
 def _warning_of_disk(spec: ImageSpec) -> str:
@@ -254,6 +262,7 @@ async def _run(
     image: bool,
     refresh_base: bool,
     deadline: float,
+    supplied: Given | Taken | None,
 ) -> T:
     from pipeline import caches  # noqa: PLC0415 - as in started
     from pipeline import store as stores  # noqa: PLC0415
@@ -263,15 +272,11 @@ async def _run(
 
     watcher = telemetry.Watcher(output=report.output, ran=report.ran)
     with telemetry.receiver(watcher) as report.watched:
-        async with session.session(choice, report.stream):
+        async with session.session(choice, report.stream), _served(supplied, report):
             given = inputs.inputs(
                 reqs.FOLDER,
                 [file.name for file in spec.pip],
-                index_url=settings.index_url,
-                extra_index_url=settings.extra_index_url,
-                torch_index_url=_torch_index(spec, settings),
-                npm_registry=settings.npm_registry,
-                trusted_host=settings.trusted_host,
+                **_indexes(spec, settings, supplied),
                 git=inputs.git_access(
                     instead_of=(settings.git_old, settings.git_new),
                     trusted_host=settings.trusted_host,
@@ -290,10 +295,12 @@ async def _run(
             if image or len(stored) < len(spec.compiled):
                 with report.stage("base"), session.translated():
                     given = await _sent(given, spec)
-                    base, origin = await _base(spec.base, settings, report, refresh=refresh_base)
+                    base, origin = await _base(
+                        spec.base, settings, report, supplied, refresh=refresh_base
+                    )
                     await _check_release(base, spec.base)
                     report.note(f"base: {origin}")
-                    build_base = await _build_base(base, spec, settings, report)
+                    build_base = await _build_base(base, spec, settings, report, supplied)
             # The devel image compiles MAGMA, whether or not torch's wheel is there.
             compiling = spec.target == "devel" or len(stored) < len(spec.compiled)
             shared = caches.objects(settings.cache_url, report.note)
@@ -307,14 +314,59 @@ async def _run(
                 return done
 
 
+@contextlib.asynccontextmanager
+async def _served(supplied: Given | Taken | None, report: Report) -> AsyncIterator[None]:
+    """Let the builds of the session reach what a bundle has, or is to have."""
+    if supplied is None:
+        yield
+        return
+    from pipeline import caches  # noqa: PLC0415 - as in started
+    from pipeline.bundle import packages  # noqa: PLC0415
+
+    with packages.serving(supplied.packages) as served:
+        try:
+            async with caches.reached(served.port, packages.HOST, packages.PORT):
+                yield
+        finally:
+            if served.broken:
+                report.note(f"packages: {served.broken}")
+
+
+def _indexes(spec: ImageSpec, settings: Settings, supplied: Given | Taken | None) -> dict[str, str]:
+    """Return where packages come from, by the names that the inputs have for it."""
+    torch = torch_index(spec, settings)
+    if supplied is None:
+        return {
+            "index_url": settings.index_url,
+            "extra_index_url": settings.extra_index_url,
+            "torch_index_url": torch,
+            "npm_registry": settings.npm_registry,
+            "trusted_host": settings.trusted_host,
+        }
+    from pipeline.bundle import packages  # noqa: PLC0415 - as in started
+
+    extra = packages.EXTRA in supplied.packages.indexes
+    return {
+        "index_url": f"{packages.URL}/{packages.INDEX}",
+        "extra_index_url": f"{packages.URL}/{packages.EXTRA}" if extra else "",
+        "torch_index_url": f"{packages.URL}/{packages.TORCH}" if torch else "",
+        "npm_registry": f"{packages.URL}/npm/",
+        "trusted_host": packages.HOST,
+    }
+
+
 async def _build_base(
-    base: Container, spec: ImageSpec, settings: Settings, report: Report
+    base: Container,
+    spec: ImageSpec,
+    settings: Settings,
+    report: Report,
+    supplied: Given | Taken | None,
 ) -> Container:
     """Return what is compiled on: the image's own base, or the one that brings CUDA."""
     wanted = next((it.toolchain.base for it in spec.compiled), spec.base)
     if wanted == spec.base:
         return base
-    other, _ = await _base(wanted, settings, report, refresh=False)
+    other, _ = await _base(wanted, settings, report, supplied, refresh=False)
     return other
 
 
@@ -337,6 +389,35 @@ async def _sent(given: Inputs, spec: ImageSpec) -> Inputs:
 
 
 async def _base(
+    spec: BaseSpec,
+    settings: Settings,
+    report: Report,
+    supplied: Given | Taken | None,
+    *,
+    refresh: bool,
+) -> tuple[Container, str]:
+    """Return the base, ready to be built on, and what it is, by digest."""
+    from pipeline.stages import base as stage  # noqa: PLC0415 - as in _run
+
+    if supplied is None:
+        base, origin = await _found_base(spec, settings, report, refresh=refresh)
+        return await stage.with_apt_mirror(base, spec).sync(), origin
+    from pipeline.bundle import packages  # noqa: PLC0415 - as in started
+    from pipeline.bundle.supply import Given  # noqa: PLC0415
+
+    if isinstance(supplied, Given):
+        archive, origin = supplied.base(spec)
+        base = stage.base_from_archive(str(archive))
+    else:
+        base, origin = await _found_base(spec, settings, report, refresh=refresh)
+        archive = supplied.folder / "base.oci.tar"
+        await base.export(str(archive.absolute()))
+        supplied.add_base(spec, archive, origin)
+    ready = stage.by_proxy(stage.with_apt_mirror(base, spec), packages.URL)
+    return await ready.sync(), origin
+
+
+async def _found_base(
     spec: BaseSpec, settings: Settings, report: Report, *, refresh: bool
 ) -> tuple[Container, str]:
     """Return the base and what it is, by digest: the one choice that is left to the machine."""
@@ -351,8 +432,7 @@ async def _base(
         pulled = stage.base_from_registry(spec.image)
         why = await session.why_unavailable(pulled)
         if not why:
-            origin = f"image {await pulled.image_ref()}"
-            return await stage.with_apt_mirror(pulled, spec).sync(), origin
+            return pulled, f"image {await pulled.image_ref()}"
         if spec.source == "image" or not spec.can_bootstrap:
             # A BASE_IMAGE is the user's own choice, even of such an image.
             ours = spec.image != settings.base_image
@@ -371,7 +451,7 @@ async def _base(
     made_by = "archive" if spec.source == "archive" else "bootstrap"
     # A BASE_ARCHIVE was hashed for the key already.
     origin = f"{made_by} {archive.name}@sha256:{spec.archive_sha256 or _sha256(archive)}"
-    return await stage.with_apt_mirror(stage.base_from_archive(str(archive)), spec).sync(), origin
+    return stage.base_from_archive(str(archive)), origin
 
 
 async def _check_release(base: Container, spec: BaseSpec) -> None:
@@ -399,7 +479,7 @@ def _source_folders(spec: ImageSpec) -> list[Path]:
     return [Path(source.location) for source in sources if source.kind == "path"]
 
 
-def _torch_index(spec: ImageSpec, settings: Settings) -> str:
+def torch_index(spec: ImageSpec, settings: Settings) -> str:
     """Return the index of torch's wheels, empty where it is that of every other package."""
     if spec.torch is None or spec.torch.torch_wheel:
         return ""

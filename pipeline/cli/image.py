@@ -80,7 +80,7 @@ def build_only(
     from pipeline import plan as planning
 
     until = _until(deadline)
-    settings, spec = _spec(flags, target)
+    settings, spec = spec_of(flags, target)
     where = publish.destination(settings.registry, settings.image_name)
     outcome = None if force or pull else building.found(spec, where)
     if outcome is None:
@@ -141,7 +141,7 @@ def wheels(
     from pipeline.errors import ConfigError, Problem
 
     until = _until(deadline)
-    settings, spec = _spec(flags, "train", wheels_only=True)
+    settings, spec = spec_of(flags, "train", wheels_only=True)
     if spec.torch is None or not spec.torch.compiled:
         raise ConfigError(
             [
@@ -172,7 +172,7 @@ def plan(
     from pipeline import plan as planning
     from pipeline import records, store, validate
 
-    settings, spec = _spec(flags, target)
+    settings, spec = spec_of(flags, target)
     validate.check_requirements(spec)
     _note_driver(spec)
     if mermaid:
@@ -198,9 +198,10 @@ def _until(deadline: str) -> float:
     return time.time() + seconds if deadline else 0
 
 
-def _spec(
+def spec_of(
     flags: dict[str, str], target: str, *, wheels_only: bool = False
 ) -> tuple[Settings, ImageSpec]:
+    """Return the settings and the image that they describe; ConfigError for wrong ones."""
     from pipeline import settings, validate, validate_source
     from pipeline.host import repository
     from pipeline.host.gpu import capabilities

@@ -47,15 +47,26 @@ exec /usr/sbin/dnsmasq --bind-dynamic "$@"
 GIB = 1 << 30
 
 
+def place() -> Path:
+    """Return the root file system's folder, be it there or not."""
+    recipe = repr((SUITE, PACKAGES, _XTABLES, _ALTERNATIVES, _DNSMASQ))
+    return places.cache() / f"root-{places.digest(recipe.encode())}"
+
+
+def made() -> Path | None:
+    """Return the root file system's folder, None where it is not made."""
+    folder = place()
+    return folder if folder.exists() else None
+
+
 def root(say: Say) -> Path:
     """Return the root file system's folder, made first if need be: 20 seconds, 300 MB.
 
     EngineError where mmdebstrap fails; the log is named in it.
     """
-    recipe = repr((SUITE, PACKAGES, _XTABLES, _ALTERNATIVES, _DNSMASQ))
-    folder = places.cache() / f"root-{places.digest(recipe.encode())}"
-    if folder.exists():
+    if folder := made():
         return folder
+    folder = place()
     lock = places.cache() / "lock"
     with places.locked(lock, lambda: say("waiting: another process builds the engine")):
         if folder.exists():
