@@ -203,12 +203,13 @@ def spec_of(
 ) -> tuple[Settings, ImageSpec]:
     """Return the settings and the image that they describe; ConfigError for wrong ones."""
     from pipeline import settings, validate, validate_source
-    from pipeline.host import repository
+    from pipeline.host import ca, repository
     from pipeline.host.gpu import capabilities
 
     loaded = settings.load(flags)
     for note in loaded.notes:
         typer.echo(f"note: {note}", err=True)
+    ca.trust(loaded.settings.ca_bundle)
     mirror = (loaded.settings.git_old, loaded.settings.git_new)
     spec = validate.image_spec(
         loaded.settings,
