@@ -45,8 +45,9 @@ def trust(file: str) -> None:
         raise _no_bundle(file, error.strerror or str(error)) from error
     if not _CERTIFICATE.search(text):
         raise _no_bundle(file, "there is no certificate in it")
-    # What OpenSSL, Go, requests and the root of the engine read alike.
-    os.environ["SSL_CERT_FILE"] = str(_kept([*texts([_machine()]), text]))
+    both = str(_kept([*texts([_machine()]), text]))
+    # OpenSSL, Go and the engine's root read the first; requests and git put theirs before it.
+    os.environ |= dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "GIT_SSL_CAINFO"), both)
 
 
 def _no_bundle(file: str, why: str) -> ConfigError:

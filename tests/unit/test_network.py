@@ -17,7 +17,8 @@ PRIVATE = "-----BEGIN CERTIFICATE-----\ncHJpdmF0ZQ==\n-----END CERTIFICATE-----\
 def _own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let it be a machine that trusts what everybody does."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("SSL_CERT_FILE", str(ca.public()))
+    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "GIT_SSL_CAINFO"):
+        monkeypatch.setenv(name, str(ca.public()))
     monkeypatch.setattr(ca, "_OWN", tmp_path / "none")
 
 
