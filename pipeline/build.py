@@ -23,6 +23,7 @@ from pipeline.spec import ImageSpec
 if TYPE_CHECKING:
     from dagger import Container, Directory
 
+    from pipeline.bundle.supply import Taken
     from pipeline.stages.inputs import Inputs
 
 
@@ -70,17 +71,19 @@ def build(
     refresh_base: bool = False,
     check_index: bool = False,
     deadline: float = 0,
+    taken: Taken | None = None,
 ) -> Outcome:
     """Build, check and deliver the image; return where it is and what it took.
 
     A spec that is held to a lock is refused with `check_index` where an index has other files.
-
-    `deadline` is when a compile stops in good order, in seconds since the epoch; 0: never.
+    `deadline` is when a compile stops in good order, in seconds since the epoch; 0: never. All that
+    comes from the network is `taken` down for a bundle, where that is given.
 
     Raises:
         ConfigError: the base, the requirements or what the lock holds are not what they were.
         EngineError: no engine, or it was lost.
         BuildError: a stage failed.
+        BundleError: BUNDLE is no bundle, or has not all that it takes.
         VerifyError: the image is not what the spec says; nothing was delivered.
         PublishError: it could not be delivered.
         Unfinished: the deadline came before the end of a compile.
@@ -134,7 +137,9 @@ def build(
     steps = plan(spec)
     if check_index:
         steps = (steps[0], Step("lock", "whether the indexes have what is locked"), *steps[1:])
-    return started(work, spec, settings, steps, refresh_base=refresh_base, deadline=deadline)
+    return started(
+        work, spec, settings, steps, refresh_base=refresh_base, deadline=deadline, taken=taken
+    )
 
 
 def check(spec: ImageSpec, settings: Settings) -> None:

@@ -88,20 +88,27 @@ async def objects(url: str, note: Callable[[str], None]) -> AsyncIterator[Secret
         yield dag.set_secret("cresset-compiler-cache", address(url))
         return
     with served_objects.serving(url) as served:
-        # Reached by its name from every container of the session without being bound to any: a
-        # binding would be part of the engine's cache key, and nothing compiled ever found again.
-        service = (
-            dag.host()
-            .service([PortForward(backend=served.port, frontend=_PORT)])
-            .with_hostname(_HOST)
-        )
-        service = await service.start()
         try:
-            yield dag.set_secret("cresset-compiler-cache", _ADDRESS)
+            async with reached(served.port, _HOST, _PORT):
+                yield dag.set_secret("cresset-compiler-cache", _ADDRESS)
         finally:
             # Said of a compile that was cut off, too: it will not go on where it stopped.
             if served.broken:
                 note(f"the compiler cache could not be used: {served.broken}")
             if folder := served_objects.folder_of(url):
                 served_objects.trim(folder, bound)
-            service = await service.stop()
+
+
+@contextlib.asynccontextmanager
+async def reached(port: int, host: str, frontend: int) -> AsyncIterator[None]:
+    """Let every container of the session reach a port of loopback by a name, until the end.
+
+    It is bound to none: a binding would be part of the engine's cache key, and nothing compiled
+    ever found again.
+    """
+    service = dag.host().service([PortForward(backend=port, frontend=frontend)])
+    started = await service.with_hostname(host).start()
+    try:
+        yield
+    finally:
+        started = await started.stop()

@@ -22,6 +22,7 @@ from pipeline.settings import START, Settings, group_of
 
 if TYPE_CHECKING:
     from pipeline.host.machine import Machine
+    from pipeline.host.network import Network
 
 FOLDER: Final = Path("compose")
 BASE: Final = FOLDER / "compose.yaml"
@@ -49,22 +50,30 @@ _GPUS_SINCE: Final = (19, 3)
 
 
 def files(
-    settings: Settings, machine: Machine | None, folder: Path, named: str = ""
+    settings: Settings,
+    machine: Machine | None,
+    folder: Path,
+    named: str = "",
+    network: Network | None = None,
 ) -> tuple[Path, ...]:
     """Return the Compose files, each after those that it changes; the last is the user's own.
 
     Those for the GPUs and the memory of a `machine` come from it, unless COMPOSE_FILE has `named`
     what to take; without either they are left out, which changes nothing for what runs already.
+    So it is with that for a `network` of which a container has to be told.
     """
     if named:
         found = [Path(name) for name in named.split(os.pathsep)]
     else:
         of_machine = (_gpu(machine), *_memory(machine)) if machine else ()
         found = [ROOT, BASE, *(FOLDER / name for name in of_machine if name)]
-    for name, port in (("ssh.yaml", settings.ssh_port), ("jupyter.yaml", settings.jupyter_port)):
-        # COMPOSE_FILE may name it from a time when there was a port.
+    wanted = {"ssh.yaml": settings.ssh_port, "jupyter.yaml": settings.jupyter_port}
+    if network is not None:
+        wanted["network.yaml"] = "own" if network.is_own else ""
+    for name, is_wanted in wanted.items():
+        # COMPOSE_FILE may name it from a time when it was wanted.
         found = [file for file in found if file != FOLDER / name]
-        found += [FOLDER / name] if port else []
+        found += [FOLDER / name] if is_wanted else []
     if (folder / OVERRIDE).is_file():
         found = [file for file in found if file != OVERRIDE] + [OVERRIDE]
     return tuple(dict.fromkeys(found))

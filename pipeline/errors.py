@@ -167,6 +167,12 @@ class ProofError(CressetError):
         return [str(problem) for problem in self.problems]
 
 
+class BundleError(CressetError):
+    """A bundle is not there, not whole, damaged, or lacks what is asked of it."""
+
+    exit_code = 6
+
+
 class PublishError(CressetError):
     """The image is good but could not be delivered."""
 

@@ -283,6 +283,14 @@ def check_base(base: BaseSpec, locked: Mapping[str, str], found: str) -> None:
         raise LockError([_moved(f"base {name}", wanted, found, why)])
 
 
+def check_origin(base: BaseSpec, held: Locked, origin: str) -> None:
+    """Raise LockError where a bundle has another base; `origin` is what it says of its own."""
+    name, found = base_entry(base, origin)
+    wanted = held.digest(name)
+    if wanted and wanted != found:
+        raise LockError([_moved(f"base {name}", wanted, found, "the bundle has another")])
+
+
 def bases(spec: ImageSpec) -> list[BaseSpec]:
     """Return the bases of a build: what the image stands on, and what it is compiled on."""
     found = [spec.base, *(wheel.toolchain.base for wheel in spec.compiled)]

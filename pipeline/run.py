@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -35,6 +35,7 @@ from pipeline.spec import BaseSpec, ImageSpec, Locked, WheelSpec
 if TYPE_CHECKING:
     from dagger import Container, Directory
 
+    from pipeline.bundle.supply import Given, Taken
     from pipeline.engine.select import Choice
     from pipeline.report import Report
     from pipeline.stages.inputs import Inputs
@@ -199,9 +200,14 @@ def started(
     image: bool = True,
     refresh_base: bool = False,
     deadline: float = 0,
+    taken: Taken | None = None,
 ) -> T:
-    """Choose an engine, make all ready, and return what the work returns."""
+    """Choose an engine, make all ready, and return what the work returns.
+
+    All that comes from the network is `taken` down for a bundle, where that is given.
+    """
     # Imported here: they bring rich and the SDK, which take longer than a build with nothing to do.
+    from pipeline.bundle import supply  # noqa: PLC0415
     from pipeline.engine import select  # noqa: PLC0415
     from pipeline.report import reporting  # noqa: PLC0415
 
@@ -215,18 +221,20 @@ def started(
                 report.note(f"since the last build {said}")
         from pipeline.engine import session  # noqa: PLC0415
 
-        return session.run(
-            _run(
-                work,
-                spec,
-                settings,
-                choice,
-                report,
-                image=image,
-                refresh_base=refresh_base,
-                deadline=deadline,
+        with supply.given(settings) as found:
+            return session.run(
+                _run(
+                    work,
+                    spec,
+                    settings,
+                    choice,
+                    report,
+                    image=image,
+                    refresh_base=refresh_base,
+                    deadline=deadline,
+                    supplied=taken or found,
+                )
             )
-        )
 
 
 def _guard(spec: ImageSpec, compiled: Sequence[str]) -> Iterator[str]:
@@ -301,6 +309,7 @@ async def _run(
     image: bool,
     refresh_base: bool,
     deadline: float,
+    supplied: Given | Taken | None,
 ) -> T:
     from pipeline import caches  # noqa: PLC0415 - as in started
     from pipeline import store as stores  # noqa: PLC0415
@@ -310,16 +319,12 @@ async def _run(
 
     watcher = telemetry.Watcher(output=report.output, ran=report.ran)
     with telemetry.receiver(watcher) as report.watched:
-        async with session.session(choice, report.stream):
+        async with session.session(choice, report.stream), _served(supplied, report):
             given = inputs.inputs(
                 reqs.FOLDER,
                 [file.name for file in spec.pip],
-                index_url=settings.index_url,
-                extra_index_url=settings.extra_index_url,
-                torch_index_url=_torch_index(spec, settings),
+                **_indexes(spec, settings, supplied),
                 torch_beside=spec.lock is not None,
-                npm_registry=settings.npm_registry,
-                trusted_host=settings.trusted_host,
                 git=inputs.git_access(
                     instead_of=(settings.git_old, settings.git_new),
                     trusted_host=settings.trusted_host,
@@ -349,13 +354,15 @@ async def _run(
                 with report.stage("base"), session.translated():
                     given = await _sent(given, spec)
                     base, origin = await _base(
-                        spec.base, settings, report, spec.lock, refresh=refresh_base
+                        spec.base, settings, report, spec.lock, supplied, refresh=refresh_base
                     )
                     await _check_release(base, spec.base)
                     report.note(f"base: {origin}")
                     build_base, build_origin = base, origin
                     if (other := _other_base(spec)) is not None:
-                        build_base, build_origin = await _base(other, settings, report, spec.lock)
+                        build_base, build_origin = await _base(
+                            other, settings, report, spec.lock, supplied
+                        )
                     base = locked.held(base, spec.lock)
             shared = caches.objects(settings.cache_url, report.note)
             async with shared if compiling else contextlib.nullcontext() as cache:
@@ -382,6 +389,47 @@ def _other_base(spec: ImageSpec) -> BaseSpec | None:
     return None if wanted == spec.base else wanted
 
 
+@contextlib.asynccontextmanager
+async def _served(supplied: Given | Taken | None, report: Report) -> AsyncIterator[None]:
+    """Let the builds of the session reach what a bundle has, or is to have."""
+    if supplied is None:
+        yield
+        return
+    from pipeline import caches  # noqa: PLC0415 - as in started
+    from pipeline.bundle import packages  # noqa: PLC0415
+
+    with packages.serving(supplied.packages) as served:
+        try:
+            async with caches.reached(served.port, packages.HOST, packages.PORT):
+                yield
+        finally:
+            if served.broken:
+                report.note(f"packages: {served.broken}")
+
+
+def _indexes(spec: ImageSpec, settings: Settings, supplied: Given | Taken | None) -> dict[str, str]:
+    """Return where packages come from, by the names that the inputs have for it."""
+    torch = torch_index(spec, settings)
+    if supplied is None:
+        return {
+            "index_url": settings.index_url,
+            "extra_index_url": settings.extra_index_url,
+            "torch_index_url": torch,
+            "npm_registry": settings.npm_registry,
+            "trusted_host": settings.trusted_host,
+        }
+    from pipeline.bundle import packages  # noqa: PLC0415 - as in started
+
+    extra = packages.EXTRA in supplied.packages.indexes
+    return {
+        "index_url": f"{packages.URL}/{packages.INDEX}",
+        "extra_index_url": f"{packages.URL}/{packages.EXTRA}" if extra else "",
+        "torch_index_url": f"{packages.URL}/{packages.TORCH}" if torch else "",
+        "npm_registry": f"{packages.URL}/npm/",
+        "trusted_host": packages.HOST,
+    }
+
+
 async def _sent(given: Inputs, spec: ImageSpec) -> Inputs:
     """Send the requirements now, and refuse what was edited since the key was made of them."""
     sent = dataclasses.replace(given, pip_train=await given.pip_train.sync())
@@ -405,8 +453,35 @@ async def _base(
     settings: Settings,
     report: Report,
     held: Locked | None,
+    supplied: Given | Taken | None,
     *,
     refresh: bool = False,
+) -> tuple[Container, str]:
+    """Return the base, ready to be built on, and what it is, by digest."""
+    from pipeline.stages import base as stage  # noqa: PLC0415 - as in _run
+
+    if supplied is None:
+        base, origin = await _found_base(spec, settings, report, held, refresh=refresh)
+        return await stage.with_apt_mirror(base, spec).sync(), origin
+    from pipeline.bundle import packages  # noqa: PLC0415 - as in started
+    from pipeline.bundle.supply import Given  # noqa: PLC0415
+
+    if isinstance(supplied, Given):
+        archive, origin = supplied.base(spec)
+        if held:
+            lock.check_origin(spec, held, origin)
+        base = stage.base_from_archive(str(archive))
+    else:
+        base, origin = await _found_base(spec, settings, report, held, refresh=refresh)
+        archive = supplied.folder / "base.oci.tar"
+        await base.export(str(archive.absolute()))
+        supplied.add_base(spec, archive, origin)
+    ready = stage.by_proxy(stage.with_apt_mirror(base, spec), packages.URL)
+    return await ready.sync(), origin
+
+
+async def _found_base(
+    spec: BaseSpec, settings: Settings, report: Report, held: Locked | None, *, refresh: bool
 ) -> tuple[Container, str]:
     """Return the base and what it is, by digest: the one choice that is left to the machine.
 
@@ -425,8 +500,7 @@ async def _base(
         pulled = stage.base_from_registry(lock.pinned(spec.image, pinned))
         why = await session.why_unavailable(pulled)
         if not why:
-            origin = f"image {await pulled.image_ref()}"
-            return await stage.with_apt_mirror(pulled, spec).sync(), origin
+            return pulled, f"image {await pulled.image_ref()}"
         if pinned or spec.source == "image" or not spec.can_bootstrap:
             # A BASE_IMAGE is the user's own choice, even of such an image.
             ours = spec.image != settings.base_image
@@ -446,8 +520,7 @@ async def _base(
     # A BASE_ARCHIVE was hashed for the key already.
     digest = f"sha256:{spec.archive_sha256 or _sha256(archive)}"
     lock.check_base(spec, digests, digest)
-    origin = f"{made_by} {archive.name}@{digest}"
-    return await stage.with_apt_mirror(stage.base_from_archive(str(archive)), spec).sync(), origin
+    return stage.base_from_archive(str(archive)), f"{made_by} {archive.name}@{digest}"
 
 
 async def _check_release(base: Container, spec: BaseSpec) -> None:
@@ -475,7 +548,7 @@ def _source_folders(spec: ImageSpec) -> list[Path]:
     return [Path(source.location) for source in sources if source.kind == "path"]
 
 
-def _torch_index(spec: ImageSpec, settings: Settings) -> str:
+def torch_index(spec: ImageSpec, settings: Settings) -> str:
     """Return the index of torch's wheels, empty where it is that of every other package."""
     if spec.torch is None or spec.torch.torch_wheel:
         return ""

@@ -328,6 +328,15 @@ class Settings(BaseModel):
         "", "What to put in its place.", group=MIRRORS, allowed="http://host"
     )
 
+    ca_bundle: str = setting(
+        "", "CAs to trust beside the machine's own, in builds, in containers and of registries.",
+        group=MIRRORS, allowed="a PEM file",
+    )  # fmt: skip
+    bundle: str = setting(
+        "", "Bundle to take everything from that a build fetches, in place of the network.",
+        group=MIRRORS, allowed="a file that `bundle export` wrote",
+    )  # fmt: skip
+
     registry: Annotated[str, _REGISTRY, _PORT] = setting(
         "", "Registry to publish to. Empty: into Docker if it answers, else a file in dist/.",
         group=DELIVERY, allowed="ghcr.io/team or localhost:5000",

@@ -47,7 +47,8 @@ def store(settings: Settings) -> Store | None:
     """Return the store in REGISTRY, else in a folder of this machine; None if it is off."""
     if settings.wheel_store == "off":
         return None
-    if settings.registry:
+    # Without a network, what `bundle import` has put into the folder is all there is.
+    if settings.registry and not settings.bundle:
         return Registry(tags.repository(settings.image_name, settings.registry) + "-wheels")
     return Folder(platformdirs.user_cache_path("cresset") / "wheels")
 

@@ -29,7 +29,7 @@ storage:
   filesystem: {{rootdirectory: {data}}}
   delete: {{enabled: true}}
   maintenance: {{readonly: {{enabled: {readonly}}}}}
-http: {{addr: "127.0.0.1:{port}"}}
+http: {{addr: "{address}"{tls}}}
 {auth}"""
 
 _AUTH = "auth: {{htpasswd: {{realm: tests, path: {path}}}}}\n"
@@ -37,14 +37,25 @@ _AUTH = "auth: {{htpasswd: {{realm: tests, path: {path}}}}}\n"
 
 @contextlib.contextmanager
 def registry(
-    folder: Path, *, htpasswd: Path | None = None, readonly: bool = False
+    folder: Path, *, htpasswd: Path | None = None, readonly: bool = False, pem: Path | None = None
 ) -> Iterator[str]:
-    """Run Debian's docker-registry with its data in `folder`; yield its ``localhost:port``."""
+    """Run Debian's docker-registry with its data in `folder`; yield its ``localhost:port``.
+
+    By a key and certificate it speaks TLS, where containers reach it.
+    """
     port = free_port()
     config = folder / "registry.yml"
     auth = _AUTH.format(path=htpasswd) if htpasswd else ""
+    host = own_address() if pem else "127.0.0.1"
+    tls = f", tls: {{certificate: {pem}, key: {pem}}}" if pem else ""
     config.write_text(
-        _CONFIG.format(data=folder / "data", port=port, auth=auth, readonly=str(readonly).lower())
+        _CONFIG.format(
+            data=folder / "data",
+            address=f"{host}:{port}",
+            tls=tls,
+            auth=auth,
+            readonly=str(readonly).lower(),
+        )
     )
     log = folder / "registry.log"
     with (
@@ -54,10 +65,34 @@ def registry(
         ) as process,
     ):
         try:
-            _wait_until_ready(f"http://127.0.0.1:{port}/v2/", process, log)
-            yield f"localhost:{port}"
+            # Spoken to without TLS, it answers that this is wrong, and so is there.
+            _wait_until_ready(f"http://{host}:{port}/v2/", process, log)
+            yield f"{host if pem else 'localhost'}:{port}"
         finally:
             process.terminate()
+
+
+def authority(folder: Path) -> tuple[Path, Path]:
+    """Make a CA that nobody knows; return its certificate, and key and certificate of a server.
+
+    The server is one of loopback, and of the address of this machine that containers reach.
+    """
+    names = f"subjectAltName=DNS:localhost,IP:127.0.0.1,IP:{own_address()}"
+    ca, key = folder / "ca.pem", folder / "ca.key"
+    pem, request = folder / "server.pem", folder / "server.csr"
+    made = ("openssl", "req", "-newkey", "rsa:2048", "-nodes", "-keyout")
+    for command in (
+        (*made, str(key), "-x509", "-days", "2", "-subj", "/CN=Private CA of a test", "-out",
+         str(ca)),
+        (*made, str(folder / "server.key"), "-subj", "/CN=localhost", "-out", str(request)),
+        ("openssl", "x509", "-req", "-in", str(request), "-CA", str(ca), "-CAkey", str(key),
+         "-CAcreateserial", "-days", "2", "-out", str(folder / "server.crt"), "-extfile",
+         str(folder / "names")),
+    ):  # fmt: skip
+        (folder / "names").write_text(names)
+        subprocess.run(command, check=True, capture_output=True)
+    pem.write_text((folder / "server.key").read_text() + (folder / "server.crt").read_text())
+    return ca, pem
 
 
 def free_port() -> int:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import typer
 
-from pipeline.cli import adopt, containers, engine, host, image, matrix, proof, registry, setup
+from pipeline.cli import (
+    adopt,
+    bundle,
+    containers,
+    engine,
+    host,
+    image,
+    matrix,
+    proof,
+    registry,
+    setup,
+)
 
 app = typer.Typer(
     name="cresset",
@@ -25,3 +36,4 @@ containers.add_to(app)
 host.add_to(app)
 adopt.add_to(app)
 app.add_typer(engine.app, name="engine", rich_help_panel="Engine")
+app.add_typer(bundle.app, name="bundle", rich_help_panel="Images")

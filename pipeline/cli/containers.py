@@ -13,6 +13,7 @@ from pipeline.cli.options import takes_settings
 
 if TYPE_CHECKING:
     from pipeline.compose import Project
+    from pipeline.host.network import Network
     from pipeline.settings import Settings
 
 PANEL = "Containers"
@@ -184,11 +185,13 @@ def project(flags: dict[str, str], *, is_new: bool = True, doubting: bool = Fals
     compose.check_folder(here)
     named = compose.named_files(os.environ, settings.ENV_FILE)
     looked = machine.look() if doubting or (is_new and not named) else None
+    network = network_of(loaded.settings) if is_new else None
     variant = variant_of(loaded.settings)
     it = compose.Project(
         compose.service_of(loaded.settings),
-        compose.variables(loaded.settings, here, user.identity(), variant),
-        compose.files(loaded.settings, looked, here, named),
+        compose.variables(loaded.settings, here, user.identity(), variant)
+        | (network.for_compose() if network and network.is_own else {}),
+        compose.files(loaded.settings, looked, here, named, network),
     )
     if is_new and not it.image:
         compose.image_of(loaded.settings, it.service, variant)  # raises, and so says why
@@ -200,6 +203,22 @@ def project(flags: dict[str, str], *, is_new: bool = True, doubting: bool = Fals
         for doubt in compose.doubts(loaded.settings, looked, it, made):
             typer.echo(f"note: {doubt}", err=True)
     return it
+
+
+def network_of(settings: Settings) -> Network:
+    """Return what containers have to know of this machine's network; say what they are not told."""
+    import os
+
+    from pipeline.host import ca, network
+
+    ca.trust(settings.ca_bundle)
+    found = network.look(settings, os.environ)
+    for name in found.left_out:
+        say(
+            f"note: containers do not get {name}: the login in it would be in `docker inspect`; "
+            "~/.netrc or the tool's own settings in the project take it"
+        )
+    return found
 
 
 def variant_of(settings: Settings) -> Callable[[str], str]:

@@ -379,12 +379,14 @@ def _asked(
     """
     from pipeline import settings, validate, validate_source
     from pipeline.errors import Problem
+    from pipeline.host import ca
     from pipeline.host.gpu import capabilities
     from pipeline.lock import Asked, resolver
 
     loaded = settings.load(flags)
     for note in loaded.notes:
         typer.echo(f"note: {note}", err=True)
+    ca.trust(loaded.settings.ca_bundle)
     known = resolver(lock) if lock else None
     ask_for = _commit(loaded.settings)
     branches: dict[tuple[str, str], str] = {}

@@ -27,7 +27,7 @@ def add_to(app: typer.Typer) -> None:
 def env(flags: dict[str, str]) -> None:
     """Write a commented .env for this user and machine; never overwrites one."""
     from pipeline import compose
-    from pipeline.cli.containers import variant_of
+    from pipeline.cli.containers import network_of, variant_of
     from pipeline.host import machine, user
     from pipeline.settings import ENV_FILE, Origin
 
@@ -40,10 +40,12 @@ def env(flags: dict[str, str]) -> None:
     }
     variables = compose.variables(chosen, here, user.identity(), variant_of(chosen))
     images = {name: variables[name] for name in compose.IMAGES.values() if name in variables}
-    files = compose.files(chosen, machine.look(), here)
+    network = network_of(chosen)
+    files = compose.files(chosen, machine.look(), here, network=network)
     for_compose = {
         "COMPOSE_FILE": ":".join(map(str, files)),
         "COMPOSE_PROFILES": compose.service_of(chosen),
+        **(network.for_compose() if network.is_own else {}),
     }
     own = {name: variables[name] for name in ("HOST_ROOT", "PROJECT")}
     _write(ENV_FILE, user.env_file(own | images | asked, for_compose))

@@ -45,6 +45,22 @@ def with_apt_mirror(base: Container, spec: BaseSpec) -> Container:
     return base.with_exec(["sh", "-ec", _MIRROR, "apt-mirror", pattern, replacement])
 
 
+# The lists of a bundle are as old as it is, and signed all the same; there are no others that a
+# difference could lead from.
+_OLD_LISTS = "-o Acquire::Check-Valid-Until=false -o Acquire::PDiffs=false"
+
+
+def by_proxy(base: Container, url: str) -> Container:
+    """Return the base with a proxy for what speaks plain HTTP, apt above all.
+
+    It is in the environment of all that runs on it, and in no image.
+    """
+    variables = {"http_proxy": url, "no_proxy": "localhost", "APT_OPTIONS": _OLD_LISTS}
+    for name, value in variables.items():
+        base = base.with_volatile_variable(name, value)
+    return base
+
+
 @dataclass(frozen=True)
 class Bottom:
     """The stages below torch."""

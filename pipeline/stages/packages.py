@@ -26,10 +26,10 @@ _CONSTRAINTS = "/mnt/constraints.txt"
 # Update and install are one exec: a cached update would leave install with the lists of the day
 # it ran, or with none where the cache volume has been pruned since. Without the error mode, apt-get
 # update succeeds though a mirror fails, and install goes on with whatever lists the cache volume
-# holds. The logs hold nothing but the date of the build, and a host key for ssh that everybody has
-# is no key.
+# holds. $APT_OPTIONS is set where packages come from a bundle (base.py). The logs hold nothing but
+# the date of the build, and a host key for ssh that everybody has is no key.
 _APT_INSTALL = """
-apt-get update -q -o APT::Update::Error-Mode=any
+apt-get update -q -o APT::Update::Error-Mode=any $APT_OPTIONS
 apt-get install -q -y --no-install-recommends "$@"
 rm -rf /var/log/apt/* /var/log/dpkg.log /var/log/alternatives.log /var/cache/ldconfig/aux-cache
 rm -f /etc/ssh/ssh_host_*
@@ -48,7 +48,7 @@ find {VENV} -type d ! -perm -g+w -exec chmod g+w {{}} +
 """
 
 _APT_UNPACK = """
-apt-get update -q -o APT::Update::Error-Mode=any
+apt-get update -q -o APT::Update::Error-Mode=any $APT_OPTIONS
 cd "$(mktemp -d)"
 apt-get download "$1"
 dpkg-deb -x ./*.deb /
@@ -56,7 +56,7 @@ rm -r "$PWD"
 """
 
 _APT_BUILD_DEP = """
-apt-get update -q -o APT::Update::Error-Mode=any
+apt-get update -q -o APT::Update::Error-Mode=any $APT_OPTIONS
 apt-get build-dep -q -y --no-install-recommends "$1"
 rm -rf /var/log/apt/* /var/log/dpkg.log /var/log/alternatives.log /var/cache/ldconfig/aux-cache
 """

@@ -56,7 +56,7 @@ printf '%s}\n' "$5" > "$3/.cresset-source.json"
 # apt has checked the files against the index, which is signed; dpkg-source applies the patches.
 # Some mirrors serve the tarballs without the description that names the patches.
 _APT_SOURCE = r"""
-apt-get update -q -o APT::Update::Error-Mode=any
+apt-get update -q -o APT::Update::Error-Mode=any $APT_OPTIONS
 mkdir "$1/download"
 cd "$1/download"
 get() { apt-get source -q --download-only -o APT::Sandbox::User=root "$@" "$package"; }

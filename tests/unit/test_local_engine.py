@@ -13,6 +13,7 @@ from pipeline.engine import local
 from pipeline.engine.local import build, places, rootfs, run, traces
 from pipeline.engine.local.needs import go_serves, go_wanted
 from pipeline.errors import EngineError
+from pipeline.host import ca
 
 GIB = rootfs.GIB
 ROOT = Path(__file__).parents[2]
@@ -120,13 +121,13 @@ def _certificate(body: str) -> str:
 def test_only_certificates_that_are_not_public_go_into_containers() -> None:
     public, private = _certificate("QUFB\nQkJC"), _certificate("Q0ND")
     rewrapped = _certificate("QUFBQkJC")
-    found = rootfs.private_authorities(["# comment\n" + rewrapped + private, private], public)
+    found = ca.private(["# comment\n" + rewrapped + private, private], public)
     assert list(found.values()) == [private]
     assert all(name.endswith(".crt") for name in found)
 
 
 def test_a_machine_without_private_authorities_hands_on_nothing() -> None:
-    assert rootfs.private_authorities([_certificate("QUFB")], _certificate("QUFB")) == {}
+    assert ca.private([_certificate("QUFB")], _certificate("QUFB")) == {}
 
 
 # Keys and folders

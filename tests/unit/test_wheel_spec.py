@@ -679,7 +679,7 @@ def test_an_image_to_compile_in_that_cannot_be_pulled_has_another_way_than_a_bas
     base = spec(**given).compiled[0].toolchain.base
     settings, report = load(given, environ={}).settings, cast("Report", None)
     with pytest.raises(BuildError) as refused:
-        asyncio.run(run._base(base, settings, report, None))
+        asyncio.run(run._base(base, settings, report, None, None))
     assert base.image in refused.value.what
     assert refused.value.next_step.startswith(says)
 

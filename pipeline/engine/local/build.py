@@ -84,7 +84,13 @@ def built() -> Programs | None:
     """Return the programs if this source is built, by this machine's Go where it has one."""
     source, go = fingerprint(), go_version()
     folders = sorted(places.cache().glob(f"programs-{source}-{go or '*'}"))
+    folders = folders or [it for it in (imported(),) if it.exists()]
     return Programs(folders[-1]) if folders else None
+
+
+def imported() -> Path:
+    """Return where the programs of a bundle go, which no Go of this machine has compiled."""
+    return places.cache() / f"programs-{fingerprint()}-imported"
 
 
 def programs(say: Say) -> Programs:

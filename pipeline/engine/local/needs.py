@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.engine.local import build
+from pipeline.engine.local import build, rootfs
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Need:
     """The Debian package that mends it, where one does."""
 
 
+_BOOTSTRAP = ("mmdebstrap", "makes the engine's root file system", "mmdebstrap")
 _TOOLS = (
-    ("mmdebstrap", "makes the engine's root file system", "mmdebstrap"),
     ("unshare", "gives the engine its own mounts and processes", "util-linux"),
     ("pivot_root", "enters the engine's root file system", "util-linux"),
     ("mount", "makes the engine's root file system visible to it", "mount"),
@@ -36,9 +36,9 @@ _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 def needs() -> tuple[Need, ...]:
     """Return all that this machine lacks; nothing means that the engine can run."""
-    return tuple(
-        need for need in (_root(), _overlay(), _go(), *map(_tool, _TOOLS), _keyring()) if need
-    )
+    tools = (*_TOOLS, *(() if rootfs.made() else (_BOOTSTRAP,)))
+    found = (_root(), _overlay(), _go(), *map(_tool, tools), _keyring())
+    return tuple(need for need in found if need)
 
 
 def _root() -> Need | None:
@@ -78,7 +78,7 @@ def mend(needs: Sequence[Need]) -> str:
 
 
 def _keyring() -> Need | None:
-    if _KEYRING.exists():
+    if _KEYRING.exists() or rootfs.made():
         return None
     name = "debian-archive-keyring"
     return _package(name, "proves that the packages of the root file system are Debian's", name)

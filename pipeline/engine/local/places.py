@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 
 import platformdirs
@@ -28,9 +29,22 @@ def cache() -> Path:
     return _made(platformdirs.user_cache_path("cresset") / "engine")
 
 
+_apart: ContextVar[Path | None] = ContextVar("apart", default=None)
+
+
 def state() -> Path:
     """Return the folder of what a running engine keeps: its data, its log, its record."""
-    return _made(platformdirs.user_state_path("cresset") / "engine")
+    return _made(_apart.get() or platformdirs.user_state_path("cresset") / "engine")
+
+
+@contextlib.contextmanager
+def apart(name: str) -> Iterator[Path]:
+    """Let this process have an engine of its own, whose state is in a folder of that name."""
+    token = _apart.set(platformdirs.user_state_path("cresset") / name)
+    try:
+        yield state()
+    finally:
+        _apart.reset(token)
 
 
 def _made(folder: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -12,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.engine.local import places
 from pipeline.errors import EngineError
+from pipeline.host import ca
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from pipeline.engine.local.places import Say
 
@@ -47,15 +47,26 @@ exec /usr/sbin/dnsmasq --bind-dynamic "$@"
 GIB = 1 << 30
 
 
+def place() -> Path:
+    """Return the root file system's folder, be it there or not."""
+    recipe = repr((SUITE, PACKAGES, _XTABLES, _ALTERNATIVES, _DNSMASQ))
+    return places.cache() / f"root-{places.digest(recipe.encode())}"
+
+
+def made() -> Path | None:
+    """Return the root file system's folder, None where it is not made."""
+    folder = place()
+    return folder if folder.exists() else None
+
+
 def root(say: Say) -> Path:
     """Return the root file system's folder, made first if need be: 20 seconds, 300 MB.
 
     EngineError where mmdebstrap fails; the log is named in it.
     """
-    recipe = repr((SUITE, PACKAGES, _XTABLES, _ALTERNATIVES, _DNSMASQ))
-    folder = places.cache() / f"root-{places.digest(recipe.encode())}"
-    if folder.exists():
+    if folder := made():
         return folder
+    folder = place()
     lock = places.cache() / "lock"
     with places.locked(lock, lambda: say("waiting: another process builds the engine")):
         if folder.exists():
@@ -154,27 +165,6 @@ def _dagger_folder() -> Path:
     return Path(config).expanduser() / "dagger"
 
 
-_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----(.+?)-----END CERTIFICATE-----", re.DOTALL)
-
-
-def private_authorities(machine: Iterable[str], public: str) -> dict[str, str]:
-    """Return name and PEM of each certificate in `machine` that is not in the `public` bundle.
-
-    Only these are handed on: the engine installs them into every container that it runs.
-    """
-    known = {_identity(found[1]) for found in _CERTIFICATE.finditer(public)}
-    return {
-        f"cresset-{identity[:16]}.crt": f"{found[0]}\n"
-        for bundle in machine
-        for found in _CERTIFICATE.finditer(bundle)
-        if (identity := _identity(found[1])) not in known
-    }
-
-
-def _identity(body: str) -> str:
-    return hashlib.sha256("".join(body.split()).encode()).hexdigest()
-
-
 def authorities(root: Path) -> dict[str, str]:
     """Return name and PEM of the certificates that this machine trusts and a Debian does not."""
     files = [
@@ -188,8 +178,5 @@ def authorities(root: Path) -> dict[str, str]:
         # The same package in another version: what only this machine's has is public all the same.
         *Path("/usr/share/ca-certificates/mozilla").glob("*.crt"),
     ]
-    return private_authorities(_texts(files), "".join(_texts(public)))
-
-
-def _texts(files: Iterable[Path]) -> list[str]:
-    return [file.read_text(errors="replace") for file in files if file.is_file()]
+    # Only these are handed on: the engine installs them into every container that it runs.
+    return ca.private(ca.texts(files), "".join(ca.texts(public)))

@@ -343,7 +343,7 @@ def _fresh(log: Path) -> Path:
 def _furnish(root: Path) -> None:
     """Lay out what `enter.sh` puts into the root: configuration and trusted certificates."""
     shutil.rmtree(_run(), ignore_errors=True)
-    for folder in ("mnt", "etc/dagger", "etc/buildkit", "ca-certificates"):
+    for folder in ("mnt", "etc/dagger", "etc/buildkit", "etc/ssl/certs", "ca-certificates"):
         (_run() / folder).mkdir(parents=True)
     _data().mkdir(exist_ok=True, mode=0o700)
     sockets(places.state()).mkdir(exist_ok=True, mode=0o700)
@@ -357,7 +357,16 @@ def _furnish(root: Path) -> None:
     )
     for name, text in rootfs.authorities(root).items():
         (_run() / "ca-certificates" / name).write_text(text)
-    for folder in ("etc", "etc/dagger", "etc/buildkit", "ca-certificates"):
+        # The engine itself, which speaks to registries, looks here.
+        (_run() / "etc/ssl/certs" / name).with_suffix(".pem").write_text(text)
+    for folder in (
+        "etc",
+        "etc/dagger",
+        "etc/buildkit",
+        "etc/ssl",
+        "etc/ssl/certs",
+        "ca-certificates",
+    ):
         (_run() / folder).chmod(0o755)
 
 

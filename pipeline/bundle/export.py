@@ -1,0 +1,223 @@
+"""Writing a bundle: a build in an engine that has nothing, so that it asks for all it takes.
+
+What it was given on its way is what the bundle holds; a second build, in a network namespace with
+no route, proves that nothing else is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final, TextIO
+
+from pipeline import reqs, tags
+from pipeline.bundle import supply
+from pipeline.bundle.layout import NAME, Blob, Bundle, Writer, written
+from pipeline.engine import local
+from pipeline.engine.local import build as programs
+from pipeline.engine.local import places, rootfs
+from pipeline.errors import BundleError, PublishError
+from pipeline.publish import KEY_LABEL, Archive
+from pipeline.report import reporting, tail
+from pipeline.settings import Settings
+from pipeline.spec import ImageSpec
+
+PROGRAMS: Final = "programs.tar.gz"
+ROOT: Final = "root.tar.gz"
+RECIPE: Final = "dev.cresset.engine"
+"""Of the engine: which of its programs and root file systems it is, by the names they go by."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A bundle that was written."""
+
+    path: Path
+    digest: str
+    """Of its index, by which another can be told from it."""
+    size: int
+    parts: dict[str, int]
+    """Bytes by role."""
+    key: str
+    variant: str
+    checked: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what ``--json`` prints."""
+        return {**vars(self), "path": str(self.path)}
+
+
+def export(spec: ImageSpec, settings: Settings, path: Path, *, check: bool) -> Exported:
+    """Build the image in an engine of its own, and write all that this takes, and it, to `path`.
+
+    With `check` the bundle is at `path` only once the image was built from it without a network.
+
+    Raises:
+        EngineError: there is no local engine here, whose programs go into it.
+        BuildError: a stage failed, or it cannot be built from the bundle alone.
+        PublishError: it cannot be written.
+
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=path.parent, prefix=".bundle-") as folder:
+            draft = Path(folder) / path.name
+            digest = _write(spec, settings, draft, Path(folder))
+            if check:
+                _check(spec, settings, draft)
+            parts = _sizes(draft)
+            draft.replace(path)
+    except OSError as error:
+        raise PublishError(
+            f"the bundle {path} cannot be written",
+            why=str(error),
+            next_step=f"see that there is room in {path.parent.absolute()}",
+        ) from error
+    return Exported(
+        path, digest.digest, path.stat().st_size, parts, spec.key, spec.variant, checked=check
+    )
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    bundle = Bundle.opened(path)
+    bundle.close()
+    return {part.role: sum(it.size for it in bundle.of(part.role)) for part in bundle.parts}
+
+
+def _write(spec: ImageSpec, settings: Settings, draft: Path, folder: Path) -> Blob:
+    from pipeline import build, run  # noqa: PLC0415 - run imports this package
+
+    own = settings.model_copy(update={"engine": "local", "bundle": ""})
+    where = Archive(folder / "image", tags.repository(settings.image_name))
+    torch = run.torch_index(spec, settings)
+    with written(draft) as writer:
+        with _own_engine("bundle"), supply.taken(own, torch, writer, folder) as taken:
+            build.build(spec, own, where, taken=taken)
+        with reporting("bundle", ["engine", "image", "index"]) as report:
+            with report.stage("engine", in_engine=False):
+                _add_engine(writer, folder, report.say)
+            with report.stage("image", in_engine=False):
+                name = f"{tags.repository(settings.image_name)}:{spec.variant}"
+                notes = {NAME: name, KEY_LABEL: spec.key}
+                writer.add_image("image", where.path(spec), notes)
+                where.path(spec).unlink()
+            with report.stage("index", in_engine=False):
+                version = importlib.metadata.version("cresset")
+                return writer.close({KEY_LABEL: spec.key, "dev.cresset.version": version})
+
+
+@contextlib.contextmanager
+def _own_engine(name: str) -> Iterator[Path]:
+    """Let an engine be used that starts with nothing, and is gone afterwards with all it had."""
+
+    def forget() -> None:
+        local.stop(_quiet)
+        shutil.rmtree(places.state(), ignore_errors=True)
+
+    with places.apart(name) as state:
+        forget()  # of an export that was killed
+        try:
+            yield state
+        finally:
+            forget()
+
+
+def _quiet(line: str) -> None:
+    """Say nothing: the end of an engine that nobody else knows of is no news."""
+
+
+def _add_engine(writer: Writer, folder: Path, say: Callable[[str], None]) -> None:
+    made, root = programs.programs(say), rootfs.root(say)
+    for name, source in ((PROGRAMS, made.home), (ROOT, root)):
+        say(f"packing {source}")
+        packed = folder / name
+        _tar(
+            "--create",
+            "--use-compress-program=gzip -1",
+            "--file",
+            str(packed),
+            "--directory",
+            str(source),
+            ".",
+        )
+        writer.add("engine", name, packed)
+    notes = {"dev.dagger.version": local.VERSION, RECIPE: recipe()}
+    writer.annotate("engine", notes)
+
+
+def recipe() -> str:
+    """Return what tells the engine that this version of Cresset wants from another's."""
+    return f"{programs.fingerprint()} {rootfs.place().name}"
+
+
+def _tar(*args: str) -> None:
+    # Packages of the engine's root have files with capabilities, which are extended attributes.
+    options = ("--numeric-owner", "--xattrs", "--xattrs-include=*")
+    done = subprocess.run(["tar", *options, *args], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(done.stderr.strip().splitlines()[-1])
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a part of the engine; OSError if that fails."""
+    _tar("--extract", "--gzip", "--file", str(archive), "--directory", str(folder))
+
+
+# Checking
+
+
+_WITHOUT_NETWORK = (
+    'ip link set lo up; [ -z "$(ip route)" ]; exec "$0" -m pipeline.bundle.check "$1"'
+)
+
+
+def _check(spec: ImageSpec, settings: Settings, draft: Path) -> None:
+    """Raise BundleError unless the image builds from the bundle alone, without a network."""
+    with reporting("check", ["check"]) as report, report.stage("check", in_engine=False):
+        report.say("building from the bundle in a network namespace with no route")
+        with TemporaryDirectory(dir=draft.parent, prefix="check-") as folder:
+            key = _without_network(settings, spec.target, draft, Path(folder), report.stream)
+        if key != spec.key:
+            raise BundleError(
+                "the image cannot be built from the bundle alone",
+                why=tail(report.log, 12),
+                next_step="see its log for what it lacks",
+            )
+
+
+def _without_network(
+    settings: Settings, target: str, bundle: Path, folder: Path, log: TextIO
+) -> str:
+    """Return the key of the image that was built from a bundle, empty if that failed.
+
+    Its engine, its caches and its checkout are its own: nothing of this machine helps.
+    """
+    shutil.copytree(reqs.FOLDER, folder / "reqs")
+    asked = {name.upper(): str(value) for name, value in settings.model_dump().items() if value}
+    kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    own = {
+        "BUNDLE": str(bundle.absolute()),
+        "ENGINE": "local",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        "XDG_STATE_HOME": str(folder / "state"),
+    }
+    shell = ("sh", "-ec", _WITHOUT_NETWORK, sys.executable, target)
+    done = subprocess.run(
+        ["unshare", "--net", *shell],
+        cwd=folder,
+        env={**kept, **asked, **own},
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        check=False,
+    )
+    return done.stdout

@@ -1,0 +1,96 @@
+"""What a build has beside its spec where a bundle is read, or written."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+import platformdirs
+
+from pipeline.bundle.layout import NAME, Bundle, Writer
+from pipeline.bundle.packages import Packages, Recorder, Replay, Upstream
+from pipeline.errors import BundleError
+from pipeline.settings import Settings
+from pipeline.spec import BaseSpec
+
+ORIGIN: Final = "dev.cresset.origin"
+_PYPI: Final = "https://pypi.org/simple"
+_NPM: Final = "https://registry.npmjs.org/"
+
+
+@dataclass(frozen=True)
+class Given:
+    """All that a build takes is in a bundle."""
+
+    bundle: Bundle
+    packages: Packages
+
+    def base(self, spec: BaseSpec) -> tuple[Path, str]:
+        """Return an OCI archive of the base and where it came from once.
+
+        BundleError where the bundle has another base.
+        """
+        bases = {part.annotations[NAME]: part for part in self.bundle.of("base")}
+        part = bases.get(spec.image)
+        if part is None:
+            raise BundleError(
+                f"{self.bundle.path} has no base {spec.image}",
+                why=f"it has {', '.join(bases) or 'none'}",
+                next_step="export one with these settings, where there is a network",
+            )
+        folder = platformdirs.user_cache_path("cresset") / "bases"
+        folder.mkdir(parents=True, exist_ok=True)
+        archive = folder / f"bundle-{part.manifest.digest.removeprefix('sha256:')[:16]}.oci.tar"
+        if not archive.exists():
+            self.bundle.write_image(part, archive)
+        return archive, part.annotations[ORIGIN]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """All that a build takes goes into a bundle."""
+
+    writer: Writer
+    folder: Path
+    """For what is not whole yet."""
+    packages: Packages
+    _bases: set[str] = field(default_factory=set)
+
+    def add_base(self, spec: BaseSpec, archive: Path, origin: str) -> None:
+        """Keep the OCI archive of a base."""
+        if spec.image not in self._bases:
+            self._bases.add(spec.image)
+            self.writer.add_image("base", archive, {NAME: spec.image, ORIGIN: origin})
+
+
+@contextlib.contextmanager
+def given(settings: Settings) -> Iterator[Given | None]:
+    """Yield what BUNDLE names, None where it names none; BundleError where that is no bundle."""
+    if not settings.bundle:
+        yield None
+        return
+    bundle = Bundle.opened(Path(settings.bundle).expanduser())
+    try:
+        yield Given(bundle, Replay(bundle))
+    finally:
+        bundle.close()
+
+
+@contextlib.contextmanager
+def taken(settings: Settings, torch_index: str, writer: Writer, folder: Path) -> Iterator[Taken]:
+    """Yield what writes down all that a build with these settings takes.
+
+    `torch_index` is that of torch's wheels, if it is one of its own.
+    """
+    upstream = Upstream(
+        settings.index_url or _PYPI,
+        settings.extra_index_url,
+        torch_index,
+        settings.npm_registry or _NPM,
+    )
+    with TemporaryDirectory(dir=folder, prefix=".bundle-") as partial:
+        yield Taken(writer, Path(partial), Recorder(upstream, writer, Path(partial)))

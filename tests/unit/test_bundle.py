@@ -1,0 +1,209 @@
+"""Bundles as files: what is in them, what is refused, and what packages are answered with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.bundle import layout, packages
+from pipeline.bundle.layout import NAME, Bundle
+from pipeline.bundle.supply import ORIGIN, Given
+from pipeline.errors import BundleError
+from tests.unit.specs import spec
+
+WHEEL = b"a wheel" * 1000
+PACKAGES = "http://deb.example.com/debian/dists/trixie/InRelease"
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def base_archive(folder: Path) -> Path:
+    """Write an OCI archive of one layer."""
+    blobs = {"config": b"{}", "layer": b"layer" * 500}
+    described = {
+        name: {"mediaType": "x", "digest": f"sha256:{sha256(content)}", "size": len(content)}
+        for name, content in blobs.items()
+    }
+    manifest = json.dumps({"config": described["config"], "layers": [described["layer"]]}).encode()
+    at = {"mediaType": "m", "digest": f"sha256:{sha256(manifest)}", "size": len(manifest)}
+    files = {f"blobs/sha256/{sha256(it)}": it for it in (*blobs.values(), manifest)}
+    files["index.json"] = json.dumps({"manifests": [at]}).encode()
+    path = folder / "base.oci.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            (folder / "content").write_bytes(content)
+            tar.add(folder / "content", name)
+    return path
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Return a bundle with a base, a wheel and a file of apt's."""
+    path = tmp_path / "it.tar"
+    with layout.written(path) as writer:
+        for role, name, content in (
+            ("python", "index/einops/einops-1.0-py3-none-any.whl", WHEEL),
+            ("apt", PACKAGES, b"signed"),
+        ):
+            (tmp_path / "partial").write_bytes(content)
+            writer.add(role, name, tmp_path / "partial")  # type: ignore[arg-type]
+            assert not (tmp_path / "partial").exists()
+        notes = {NAME: spec("simple").base.image, ORIGIN: "image it@sha256:1"}
+        writer.add_image("base", base_archive(tmp_path), notes)
+        writer.close({"dev.cresset.version": "1"})
+    return path
+
+
+@pytest.fixture
+def bundle(file: Path) -> Iterator[Bundle]:
+    """Yield it, opened."""
+    opened = Bundle.opened(file)
+    yield opened
+    opened.close()
+
+
+def test_a_bundle_is_an_oci_layout_whose_blobs_are_what_their_names_say(file: Path) -> None:
+    with tarfile.open(file) as tar:
+        content = {it.name: tar.extractfile(it).read() for it in tar}  # type: ignore[union-attr]
+    assert json.loads(content.pop("oci-layout")) == {"imageLayoutVersion": "1.0.0"}
+    index = json.loads(content.pop("index.json"))
+    assert [it["annotations"][layout.ROLE] for it in index["manifests"]] == [
+        "base", "python", "apt",
+    ]  # fmt: skip
+    assert all(name == f"blobs/sha256/{sha256(it)}" for name, it in content.items())
+    for described in index["manifests"]:
+        manifest = json.loads(content[f"blobs/sha256/{described['digest'][7:]}"])
+        for it in (manifest["config"], *manifest["layers"]):
+            assert len(content[f"blobs/sha256/{it['digest'][7:]}"]) == it["size"]
+
+
+def test_what_is_whole_is_read_back(bundle: Bundle, tmp_path: Path) -> None:
+    said: list[str] = []
+    once = {blob.digest: blob.size for part in bundle.parts for blob in part.blobs}
+    assert bundle.check(said.append) == sum(once.values())
+    assert said
+    (blob,) = bundle.files("python").values()
+    bundle.write(blob, tmp_path / "back.whl")
+    assert (tmp_path / "back.whl").read_bytes() == WHEEL
+
+
+def test_an_image_comes_out_as_an_archive_of_its_own(bundle: Bundle, tmp_path: Path) -> None:
+    (part,) = bundle.of("base")
+    bundle.write_image(part, tmp_path / "out.tar", "cresset:it")
+    with tarfile.open(tmp_path / "out.tar") as tar:
+        names = set(tar.getnames())
+        (told,) = json.load(tar.extractfile("manifest.json"))  # type: ignore[arg-type]
+    assert told["RepoTags"] == ["cresset:it"]
+    assert {told["Config"], *told["Layers"], "index.json", "oci-layout"} <= names
+
+
+def test_one_changed_byte_is_found_and_leaves_nothing(file: Path, tmp_path: Path) -> None:
+    content = file.read_bytes()
+    at = content.index(WHEEL) + 77
+    file.write_bytes(content[:at] + b"X" + content[at + 1 :])
+    bundle = Bundle.opened(file)
+    with pytest.raises(BundleError, match="damaged") as refused:
+        bundle.check(print)
+    assert f"sha256:{sha256(WHEEL)}" in refused.value.why
+    (blob,) = bundle.files("python").values()
+    with pytest.raises(BundleError):
+        bundle.write(blob, tmp_path / "back.whl")
+    assert not list(tmp_path.glob("*back.whl*"))
+    bundle.close()
+
+
+@pytest.mark.parametrize("part", [0.3, 0.7, 0.9])
+def test_one_that_is_cut_off_is_refused(file: Path, part: float) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content.rstrip(b"\0")) * part)])
+    with pytest.raises(BundleError, match=r"is no bundle|is not whole"):
+        Bundle.opened(file)
+
+
+def test_what_is_no_bundle_is_said(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="there is no bundle"):
+        Bundle.opened(tmp_path / "none.tar")
+    (tmp_path / "text.tar").write_text("text" * 1000)
+    with pytest.raises(BundleError, match="is no bundle"):
+        Bundle.opened(tmp_path / "text.tar")
+    with pytest.raises(BundleError, match="this version of Cresset"):
+        Bundle.opened(base_archive(tmp_path))
+
+
+def test_one_that_is_given_up_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), layout.written(tmp_path / "it.tar"):
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_base_of_the_spec_is_given_and_no_other(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    given = Given(bundle, packages.Replay(bundle))
+    archive, origin = given.base(spec("simple").base)
+    assert origin == "image it@sha256:1"
+    with tarfile.open(archive) as tar:
+        assert "index.json" in tar.getnames()
+    with pytest.raises(BundleError, match="has no base ubuntu:") as refused:
+        given.base(spec("simple", linux_distro="ubuntu").base)
+    assert spec("simple").base.image in refused.value.why
+
+
+def test_only_what_is_in_it_is_answered(bundle: Bundle) -> None:
+    replay = packages.Replay(bundle)
+    assert replay.indexes == {"index"}
+    shown = b"".join(replay.answer("/index/Einops/").body).decode()
+    (link,) = packages.listed(shown, "text/html", packages.URL)
+    assert link.sha256 == sha256(WHEEL)
+    assert b"".join(replay.answer(link.url.removeprefix(packages.URL)).body) == WHEEL
+    assert b"".join(replay.answer(PACKAGES).body) == b"signed"
+    for other in (
+        "/index/torch/",
+        "/torch/einops/",
+        "http://example.com/",
+        "/npm/x",
+        "/etc/passwd",
+    ):
+        assert replay.answer(other).status == 404
+
+
+JSON = json.dumps(
+    {
+        "files": [
+            {
+                "filename": "a-1.tar.gz",
+                "url": "../../packages/a-1.tar.gz",
+                "hashes": {"sha256": "1" * 64},
+                "requires-python": ">=3.8",
+                "yanked": "a reason",
+                "core-metadata": {"sha256": "2" * 64},
+            }
+        ]
+    }
+)
+HTML = (
+    f'<a href="../../packages/a-1.tar.gz#sha256={"1" * 64}" data-requires-python="&gt;=3.8" '
+    'data-yanked="a reason" data-core-metadata="true">a-1.tar.gz</a>'
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"), [(JSON, "application/vnd.pypi.simple.v1+json"), (HTML, "text/html")]
+)
+def test_both_kinds_of_index_are_read_and_written_alike(text: str, kind: str) -> None:
+    (found,) = packages.listed(text, kind, "https://host/simple/a/")
+    assert found == packages.Listed(
+        "a-1.tar.gz", "https://host/packages/a-1.tar.gz", "1" * 64, ">=3.8", True, True
+    )
+    place = "3" * 64
+    (again,) = packages.listed(packages.page({place: found}), "text/html", packages.URL)
+    assert again.url == f"{packages.URL}/files/{place}/a-1.tar.gz"
+    assert (again.requires_python, again.yanked, again.has_metadata) == (">=3.8", True, True)
