@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,6 +97,9 @@ def build(
             delivered = await where.deliver(image, spec)
         if run.unkept:
             run.report.note(f"delivered: {delivered.ref}")
+        if taken:
+            with run.translated():
+                await _take_wheels(taken, spec, run.stored, stages)
         return Outcome(
             delivered,
             spec,
@@ -140,6 +144,23 @@ def wheels(spec: ImageSpec, settings: Settings, output: Path, *, deadline: float
         return files
 
     return started(work, spec, settings, wheel_plan(spec), image=False, deadline=deadline)
+
+
+async def _take_wheels(
+    taken: Taken,
+    spec: ImageSpec,
+    stored: Mapping[str, Directory],
+    stages: Mapping[str, Container | Directory],
+) -> None:
+    """Take the compiled wheels, with the records of their compiles, into a bundle."""
+    from pipeline import store  # noqa: PLC0415 - as in started
+
+    for wheel in spec.compiled:
+        made = stored.get(wheel.key) or stages[f"{wheel.package}-wheel"]
+        assert not hasattr(made, "with_exec")
+        folder = taken.folder / wheel.package
+        await made.export(str(folder.absolute()))
+        taken.add_wheel(store.tag(wheel), folder)
 
 
 async def _export(directory: Container | Directory, output: Path) -> Path:
