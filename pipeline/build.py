@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -124,6 +125,9 @@ def build(
                 await proof.attest(
                     image, spec, settings, where, delivered, made, signer, run.report.note
                 )
+        if taken:
+            with run.translated():
+                await _take_wheels(taken, spec, run.stored, stages)
         return Outcome(
             delivered,
             spec,
@@ -197,6 +201,23 @@ def machine(spec: ImageSpec, settings: Settings) -> tuple[int, int]:
 
     steps = (*plan(spec)[:1], Step("machine", "its cores and its memory", ("base",)))
     return started(work, spec, settings, steps)
+
+
+async def _take_wheels(
+    taken: Taken,
+    spec: ImageSpec,
+    stored: Mapping[str, Directory],
+    stages: Mapping[str, Container | Directory],
+) -> None:
+    """Take the compiled wheels, with the records of their compiles, into a bundle."""
+    from pipeline import store  # noqa: PLC0415 - as in started
+
+    for wheel in spec.compiled:
+        made = stored.get(wheel.key) or stages[f"{wheel.package}-wheel"]
+        assert not hasattr(made, "with_exec")
+        folder = taken.folder / wheel.package
+        await made.export(str(folder.absolute()))
+        taken.add_wheel(store.tag(wheel), folder)
 
 
 async def _export(directory: Container | Directory, output: Path) -> Path:

@@ -62,7 +62,7 @@ def present(store: Store, wheels: Iterable[WheelSpec]) -> frozenset[str]:
     """
     if isinstance(store, Registry):
         there = frozenset(publish.published(store.repository))
-        return frozenset(wheel.key for wheel in wheels if _tag(wheel) in there)
+        return frozenset(wheel.key for wheel in wheels if tag(wheel) in there)
     return frozenset(wheel.key for wheel in wheels if store.has(wheel))
 
 
@@ -78,13 +78,13 @@ class Registry:
 
     def has(self, spec: WheelSpec) -> bool:
         """Say whether the wheel is there; PublishError if the registry cannot be asked."""
-        return publish.whole(self.repository, _tag(spec))
+        return publish.whole(self.repository, tag(spec))
 
     def wheel(self, spec: WheelSpec) -> Directory:
         """Return the directory with the wheel."""
         from dagger import dag  # noqa: PLC0415 - as in put
 
-        return dag.container().from_(f"{self.repository}:{_tag(spec)}").directory(_WHEELS)
+        return dag.container().from_(f"{self.repository}:{tag(spec)}").directory(_WHEELS)
 
     async def put(self, spec: WheelSpec, wheel: Directory) -> None:
         """Publish the wheel; PublishError if the registry does not take it."""
@@ -97,7 +97,7 @@ class Registry:
             .with_label("org.opencontainers.image.title", spec.variant)
         )
         # A wheel is compressed already.
-        await publish.push(image, self.repository, _tag(spec), "uncompressed")
+        await publish.push(image, self.repository, tag(spec), "uncompressed")
         if not await publish.read_back(lambda: self.has(spec)):
             raise PublishError(
                 f"{self.repository} took {spec.variant} and does not have it whole",
@@ -118,13 +118,13 @@ class Folder:
 
     def has(self, spec: WheelSpec) -> bool:
         """Say whether the wheel is there."""
-        return any((self.path / _tag(spec)).glob("*.whl"))
+        return any((self.path / tag(spec)).glob("*.whl"))
 
     def wheel(self, spec: WheelSpec) -> Directory:
         """Return the directory with the wheel."""
         from dagger import dag  # noqa: PLC0415 - as in put
 
-        return dag.host().directory(str(self.path / _tag(spec)))
+        return dag.host().directory(str(self.path / tag(spec)))
 
     async def put(self, spec: WheelSpec, wheel: Directory) -> None:
         """Write the wheel beside its place and move it there; PublishError if that fails."""
@@ -134,13 +134,13 @@ class Folder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._drop_forgotten()
-            partial = Path(tempfile.mkdtemp(prefix=f".{_tag(spec)}.", dir=self.path))
+            partial = Path(tempfile.mkdtemp(prefix=f".{tag(spec)}.", dir=self.path))
             partial.chmod(0o755)
             await wheel.export(str(partial))
             self._move(partial, spec)
         except (dagger.QueryError, OSError) as error:
             raise PublishError(
-                f"{self.path / _tag(spec)} cannot be written",
+                f"{self.path / tag(spec)} cannot be written",
                 why=str(error),
                 next_step=f"check the free space and the permissions of {self.path}",
             ) from error
@@ -150,7 +150,7 @@ class Folder:
 
     def _move(self, partial: Path, spec: WheelSpec) -> None:
         try:
-            partial.rename(self.path / _tag(spec))
+            partial.rename(self.path / tag(spec))
         except OSError:
             # Another build was faster, and what it made is as good: it has the same key.
             if not self.has(spec):
@@ -163,5 +163,6 @@ class Folder:
                 shutil.rmtree(partial, ignore_errors=True)
 
 
-def _tag(spec: WheelSpec) -> str:
+def tag(spec: WheelSpec) -> str:
+    """Return the name of a wheel in any store: its variant, and the beginning of its key."""
     return f"{spec.variant}-{spec.key[:_KEY_DIGITS]}"

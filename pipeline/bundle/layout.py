@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import tarfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -397,8 +396,3 @@ def written(path: Path) -> Iterator[Writer]:
     finally:
         writer.abandon()
         draft.unlink(missing_ok=True)
-
-
-def room(path: Path) -> int:
-    """Return the bytes that are free where a file is to be written."""
-    return shutil.disk_usage(path.absolute().parent).free

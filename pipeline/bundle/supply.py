@@ -66,6 +66,11 @@ class Taken:
             self._bases.add(spec.image)
             self.writer.add_image("base", archive, {NAME: spec.image, ORIGIN: origin})
 
+    def add_wheel(self, tag: str, folder: Path) -> None:
+        """Keep what a wheel store has of one wheel under a tag."""
+        for file in sorted(folder.iterdir()):
+            self.writer.add("wheels", f"{tag}/{file.name}", file)
+
 
 @contextlib.contextmanager
 def given(settings: Settings) -> Iterator[Given | None]:

@@ -149,7 +149,7 @@ def wheel_there(repository: str) -> object:
 READS: Mapping[str, tuple[Reading, tuple[str, ...]]] = {
     "image": (image_there, tags(IMAGE, "cresset")),
     "tag list": (tags_there, tags(IMAGE, "cresset")),
-    "wheel store": (wheel_there, (store._tag(WHEEL),)),
+    "wheel store": (wheel_there, (store.tag(WHEEL),)),
 }
 
 
@@ -350,7 +350,7 @@ def half_blob(bench: Bench) -> None:
 def lost_wheel(bench: Bench) -> None:
     bench.log_in(bench.registry)
     name = bench.name()
-    _, blobs = put(bench.registry, name, (store._tag(WHEEL),))
+    _, blobs = put(bench.registry, name, (store.tag(WHEEL),))
     assert wheel_there(f"{bench.registry}/{name}") is True
     lose(bench, blobs[1])
     assert wheel_there(f"{bench.registry}/{name}") is False

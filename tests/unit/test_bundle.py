@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.bundle import layout, packages
+from pipeline.bundle import importing, layout, packages
 from pipeline.bundle.layout import NAME, Bundle
-from pipeline.bundle.supply import ORIGIN, Given
+from pipeline.bundle.supply import ORIGIN, Given, Taken
 from pipeline.errors import BundleError
 from tests.unit.specs import spec
 
@@ -155,6 +155,26 @@ def test_the_base_of_the_spec_is_given_and_no_other(
     with pytest.raises(BundleError, match="has no base ubuntu:") as refused:
         given.base(spec("simple", linux_distro="ubuntu").base)
     assert spec("simple").base.image in refused.value.why
+
+
+def test_a_compiled_wheel_goes_from_the_store_into_the_bundle_and_into_another_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "torch-1-cp313.whl").write_bytes(WHEEL)
+    (made / "record.json").write_text("{}")
+    with layout.written(tmp_path / "it.tar") as writer:
+        recorder = packages.Recorder(packages.Upstream(packages.URL), writer, tmp_path)
+        Taken(writer, tmp_path, recorder).add_wheel("torch-1-abc", made)
+        writer.close({})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    importing.put_in_place(tmp_path / "it.tar")
+    importing.put_in_place(tmp_path / "it.tar")  # what is there stays
+    (kept,) = (tmp_path / "cache" / "cresset" / "wheels").iterdir()
+    assert kept.name == "torch-1-abc"
+    assert sorted(it.name for it in kept.iterdir()) == ["record.json", "torch-1-cp313.whl"]
+    assert (kept / "torch-1-cp313.whl").read_bytes() == WHEEL
 
 
 def test_only_what_is_in_it_is_answered(bundle: Bundle) -> None:
