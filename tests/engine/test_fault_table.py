@@ -129,7 +129,7 @@ TABLE.add(
         "package index, wheel",
         "404",
         "exit 5 with its last lines; the next run succeeds",
-        index_refuses(["404"], "404"),
+        index_refuses(["404"] * 6),
     )
 )
 TABLE.add(
