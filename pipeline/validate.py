@@ -170,7 +170,7 @@ def _below(
     elif kind == "simple" or mistakes.guess(*_CHOOSE_WHEEL):
         _check_python(settings, mistakes, python, distribution)
     elif distribution is not None:
-        wanted = _wanted(settings, mistakes, python, arches, distribution)
+        wanted = _wanted(settings, mistakes, python, arches, distribution, once)
         if wanted is not None:
             torch = _torch(settings, mistakes, wanted, once, wheels_only=wheels_only)
     mistakes += once.reading(_check_mirrors, settings, wrong)
@@ -298,13 +298,14 @@ def _wanted(
     python: str,
     arches: tuple[Arch, ...],
     distribution: Distribution,
+    once: Once,
 ) -> Wanted | None:
     """Return which torch and torchvision are wanted, wherever they come from."""
-    version = _version(settings, "PYTORCH")
+    version = once.reading(_version, settings, "PYTORCH")
     release = mistakes.unless(lookup.torch_release(version)) if version else lookup.newest_torch()
     if release is None:
         return None
-    vision = _version(settings, "TORCHVISION") or release.vision
+    vision = once.reading(_version, settings, "TORCHVISION") or release.vision
     cuda = settings.cuda_version or release.wheel.cuda
     return Wanted(release, vision, cuda, arches, python, distribution)
 

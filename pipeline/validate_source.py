@@ -67,13 +67,13 @@ class Wanted:
 
 def kind(settings: Settings, part: str) -> str:
     """Return where a part comes from: ``index``, or how its source is had."""
-    asked = str(getattr(settings, f"{part.lower()}_source"))
+    asked = settings.torch_source if part == "TORCH" else settings.vision_source
     return asked or ("git" if settings.build_mode == "include" else "index")
 
 
 def compiles(settings: Settings) -> bool:
     """Say whether anything is compiled."""
-    return any(kind(settings, part) != "index" for part in ("TORCH", "VISION"))
+    return kind(settings, "TORCH") != "index" or kind(settings, "VISION") != "index"
 
 
 _READ_BY = {
