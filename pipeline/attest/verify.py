@@ -344,7 +344,8 @@ def _tag(reference: Reference, digest: str, key_tag: str, published: set[str]) -
         if now is None or now.digest != digest:
             leads = f"leads to {now.digest}" if now else "is not there"
             return Check("tag", passed=False, told=f"{tag} {leads}")
-    if published and reference.tag not in published:
+    undated = re.sub(r"-\d{8}$", "", reference.tag)  # see `tags.dated`
+    if published and published.isdisjoint({reference.tag, undated}):
         told = f"{reference.tag} leads here, and the image was published as "
         return Check("tag", passed=False, told=told + ", ".join(sorted(published, reverse=True)))
     return Check("tag", passed=True, told=f"{reference.tag} and its key's tag lead here")
