@@ -20,7 +20,7 @@ from pipeline import publish
 from tests import services
 from tests.engine.conftest import Checkout, Ran, Running, make_wheel, new_name, tags
 from tests.faults.rows import ROW, Row, Table
-from tests.faulty import LOST, SLOW, faulty
+from tests.faulty import LOST, SLOW, Faulty, faulty
 from tests.services import Index
 
 pytestmark = pytest.mark.engine
@@ -74,8 +74,8 @@ def world(checkout: Checkout, repository: str, registry_folder: Path, tmp_path: 
 @contextmanager
 def index_with(
     world: World, script: list[str], only: str = "/files/"
-) -> Iterator[tuple[Index, dict[str, str]]]:
-    """Yield an index that fails as the script says, a package of it being required."""
+) -> Iterator[tuple[Faulty, dict[str, str]]]:
+    """Yield what fails as the script says before an index, a package of it being required."""
     with services.package_index() as index:
         wheel = make_wheel(world.folder, new_name())
         index.add(wheel)
@@ -83,7 +83,7 @@ def index_with(
         with faulty(index.host, script=script, only=only) as proxy:
             host = proxy.host
             yield (
-                index,
+                proxy,
                 {
                     "EXTRA_INDEX_URL": f"http://{host}/simple",
                     "TRUSTED_HOST": host.partition(":")[0],
@@ -117,8 +117,9 @@ for _what, _name, _script in (
 
 def index_refuses(script: list[str], *words: str) -> Callable[[World], None]:
     def check(world: World) -> None:
-        with index_with(world, script) as (_, given):
+        with index_with(world, script) as (proxy, given):
             world.ends(world.build(**given), 5, "stage: pip", "exit code: ", *words)
+            proxy.script = []
             world.goes_on(**given)
 
     return check
