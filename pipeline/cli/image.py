@@ -182,14 +182,14 @@ def _write_down(name: str, image: str) -> None:
 def _start(flags: dict[str, str], built: dict[str, str]) -> None:
     """Start a container from what was built, if a Docker has it, and there are Compose files."""
     from pipeline import compose
-    from pipeline.cli import containers
+    from pipeline.cli import project
 
     if not built or not compose.BASE.is_file() or not compose.can_start():
         typer.echo(
             "no container is started: that takes Docker with Compose, and a checkout", err=True
         )
         return
-    containers.project(flags | built).up(containers.say)
+    project.project(flags | built).up(project.say)
 
 
 def wheels(

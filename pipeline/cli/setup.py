@@ -27,7 +27,7 @@ def add_to(app: typer.Typer) -> None:
 def env(flags: dict[str, str]) -> None:
     """Write a commented .env for this user and machine; never overwrites one."""
     from pipeline import compose
-    from pipeline.cli.containers import network_of, variant_of
+    from pipeline.cli.project import network_of, variant_of
     from pipeline.host import machine, user
     from pipeline.settings import ENV_FILE, Origin
 
