@@ -77,7 +77,7 @@ def test_a_shell_completes_verbs_and_settings(tmp_path: Path) -> None:
         return run(environ=asked | {"COMP_CWORD": str(words.count(" "))}).out.split()
 
     with checkout(tmp_path):
-        assert completed("cresset bu") == ["build", "build-only"]
+        assert completed("cresset bu") == ["build", "build-only", "bundle"]
         assert "--pytorch-version-tag" in completed("cresset build --pytorch")
 
 
