@@ -179,6 +179,7 @@ class Listed:
 
         monkeypatch.setattr(publish, "published", published)
         monkeypatch.setattr(publish, "manifest", manifest)
+        monkeypatch.setattr(publish, "whole", lambda *_: True)
 
 
 def test_a_registry_is_asked_once_for_what_it_does_not_have(
