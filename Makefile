@@ -2,7 +2,7 @@
 # Settings go on the line (make build CCA=8.6), into the shell, or into .env.
 
 .DEFAULT_GOAL := build
-.PHONY: help env over config doctor matrix plan eject build build-only up exec start down run ls fixes devcontainer wheels install-compose test test-slow test-torch lint format bench bench-start bench-matrix recording docs lock clean attest verify
+.PHONY: help env over config doctor plan build build-only up exec start down run ls fixes devcontainer wheels matrix find page lock attest verify updates eject install-compose test test-slow test-torch lint format bench bench-start bench-matrix recording docs requirements clean
 
 PYTHON ?= python3
 CRESSET := .venv/bin/python -m pipeline
@@ -48,6 +48,14 @@ devcontainer: $(READY)  ## Write .devcontainer/ for VS Code and its kin; never o
 	@$(CRESSET) devcontainer
 wheels: $(READY)  ## Compile torch and torchvision as the settings say; prints the wheels' files.
 	@$(CRESSET) wheels
+find: $(READY)  ## Print the image in REGISTRY that fits this machine's GPUs.
+	@$(CRESSET) find
+page: $(READY)  ## Write a page of the images in REGISTRY, dist/tags.html.
+	@$(CRESSET) page
+lock: $(READY)  ## Write down in cresset.lock what the image is made of.
+	@$(CRESSET) lock
+updates: $(READY)  ## List the releases of torch that the tables lack.
+	@$(CRESSET) updates
 attest: $(READY)  ## Attach what proves it to the published image: SBOM, provenance, signature.
 	@$(CRESSET) attest
 verify: $(READY)  ## Check an image in a registry: make verify REF=registry/name:tag
@@ -75,8 +83,8 @@ recording: $(READY)  ## Record .github/terminal.svg, with IMAGE in the Docker th
 	@.venv/bin/python -m tests.recording "$(IMAGE)"
 docs: $(READY)  ## Renew the generated parts of both READMEs.
 	@.venv/bin/python -m tests.readme
-lock: $(READY)  ## Renew requirements.lock.
-	@.venv/bin/uv pip compile --quiet --upgrade --generate-hashes --extra dev --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
+requirements: $(READY)  ## Renew requirements.lock.
+	@.venv/bin/uv pip compile --quiet --upgrade --generate-hashes --extra dev --custom-compile-command "make requirements" pyproject.toml --output-file requirements.lock
 clean:  ## Remove dist/ and .venv; the local engine serves other checkouts too and stays.
 	@rm -rf dist .venv
 

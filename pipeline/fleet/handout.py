@@ -310,7 +310,7 @@ def _id(kind: str, *parts: str) -> str:
 
 
 # What stops more than its own cell comes first; an engine that went away says nothing of the image.
-_WORST: Final = (130, 2, 5, 6, 1, 7, 8, 9, 3, 4)
+_WORST: Final = (130, 143, 2, 5, 6, 1, 7, 8, 9, 3, 4)
 
 
 def exit_code(codes: Sequence[int]) -> int:
