@@ -213,12 +213,12 @@ def test_a_port_that_is_taken_is_told_of_in_the_log(site: Site, ssh: Ssh) -> Non
     assert site.must("exec", "id", "-un").strip() == "ann"
 
 
-def index(site: Site, certificates: str = CERTIFICATES) -> None:
+def index(site: Site) -> None:
     """Let the container reach the package index as this machine does."""
     names = ("PIP_INDEX_URL", "http_proxy", "https_proxy", "no_proxy", "HTTPS_PROXY", "NO_PROXY")
     environment = {name: os.environ[name] for name in names if name in os.environ}
     service = {
-        "environment": {**environment, "PIP_CERT": certificates},
+        "environment": {**environment, "PIP_CERT": CERTIFICATES},
         "volumes": [f"{CERTIFICATES}:{CERTIFICATES}:ro"],
     }
     (site.folder / "docker-compose.override.yaml").write_text(
@@ -260,10 +260,15 @@ def test_jupyterlab_serves_who_has_the_token(site: Site, add_user: str) -> None:
 def test_without_an_index_there_is_a_shell_and_no_jupyterlab(site: Site) -> None:
     port = free_port()
     add(site, f"JUPYTER_PORT={port}")
-    index(site, certificates="/nowhere")
+    nowhere = {"PIP_INDEX_URL": f"http://127.0.0.1:{free_port()}/simple", "PIP_RETRIES": "0"}
+    (site.folder / "docker-compose.override.yaml").write_text(
+        json.dumps({"services": {"simple": {"environment": nowhere}}})
+    )
     site.must("up")
     deadline = time.monotonic() + 60
-    while "invalid path" not in (log := site.compose("logs", "simple")):
+    while "No matching distribution found for jupyterlab" not in (
+        log := site.compose("logs", "simple")
+    ):
         assert time.monotonic() < deadline, log
         time.sleep(0.2)
     assert site.must("exec", "id", "-un").strip() == "ann"
