@@ -230,6 +230,7 @@ def started(
                     choice,
                     report,
                     image=image,
+                    makes=any(step.name in {"deliver", "export"} for step in steps),
                     refresh_base=refresh_base,
                     deadline=deadline,
                     supplied=taken or found,
@@ -237,10 +238,11 @@ def started(
             )
 
 
-def _guard(spec: ImageSpec, compiled: Sequence[str]) -> Iterator[str]:
+def _guard(spec: ImageSpec, compiled: Sequence[str], *, image: bool) -> Iterator[str]:
     """Yield what to say of room that may not do beside the local engine.
 
-    `compiled` names what is to be compiled: wheels, and the MAGMA of a devel image.
+    `compiled` names what is to be compiled: wheels, and the MAGMA of a devel image; `image` says
+    whether an image is made, and not wheels alone.
 
     Raises:
         BuildError: it cannot do.
@@ -249,7 +251,8 @@ def _guard(spec: ImageSpec, compiled: Sequence[str]) -> Iterator[str]:
     from pipeline.engine import local  # noqa: PLC0415 - as in started
     from pipeline.host import machine  # noqa: PLC0415
 
-    kind: room.Kind = "compile" if compiled else "wheels" if spec.torch else "simple"
+    large = image and (spec.torch is not None or spec.target == "ngc")
+    kind: room.Kind = "compile" if compiled else "wheels" if large else "simple"
     free, held = shutil.disk_usage(local.log_path().parent).free, 0
     if room.disk(kind, free) != "fits":
         held = local.held()  # counted only now: it takes seconds
@@ -307,6 +310,7 @@ async def _run(
     report: Report,
     *,
     image: bool,
+    makes: bool,
     refresh_base: bool,
     deadline: float,
     supplied: Given | Taken | None,
@@ -345,8 +349,8 @@ async def _run(
             # The devel image compiles MAGMA, whether or not torch's wheel is there.
             compiled = [it.package for it in spec.compiled if it.key not in stored]
             compiling = ["magma"] if spec.target == "devel" else compiled
-            if choice.kind == "local":
-                for line in _guard(spec, compiling):
+            if choice.kind == "local" and makes:
+                for line in _guard(spec, compiling, image=image):
                     report.note(line)
             base = build_base = bottom.nothing()
             origin = build_origin = ""

@@ -166,7 +166,7 @@ def packages_of(ref: str, target: Target, settings: Settings, report: Any) -> di
     from pipeline.engine import select, session  # noqa: PLC0415 - as in attest
 
     with report.stage("engine", in_engine=False):
-        choice = select.choose(settings.engine, report.say)
+        choice = select.choose(settings.engine, report.say, select.hosts(settings.engines))
 
     async def ask() -> dict[str, Any]:
         from dagger import dag  # noqa: PLC0415

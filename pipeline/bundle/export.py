@@ -24,7 +24,7 @@ from pipeline.bundle.layout import NAME, Blob, Bundle, Writer, written
 from pipeline.engine import local
 from pipeline.engine.local import build as programs
 from pipeline.engine.local import places, rootfs
-from pipeline.errors import BundleError, PublishError
+from pipeline.errors import BundleError, PublishError, interruptible
 from pipeline.publish import KEY_LABEL, Archive
 from pipeline.report import reporting, tail
 from pipeline.settings import Settings
@@ -32,6 +32,7 @@ from pipeline.spec import ImageSpec
 
 PROGRAMS: Final = "programs.tar.gz"
 ROOT: Final = "root.tar.gz"
+_PATIENCE_SECONDS: Final = 60.0
 RECIPE: Final = "dev.cresset.engine"
 """Of the engine: which of its programs and root file systems it is, by the names they go by."""
 
@@ -68,7 +69,7 @@ def export(spec: ImageSpec, settings: Settings, path: Path, *, check: bool) -> E
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent, prefix=".bundle-") as folder:
+        with interruptible(), TemporaryDirectory(dir=path.parent, prefix=".bundle-") as folder:
             draft = Path(folder) / path.name
             digest = _write(spec, settings, draft, Path(folder))
             if check:
@@ -95,7 +96,7 @@ def _sizes(path: Path) -> dict[str, int]:
 def _write(spec: ImageSpec, settings: Settings, draft: Path, folder: Path) -> Blob:
     from pipeline import build, run  # noqa: PLC0415 - run imports this package
 
-    own = settings.model_copy(update={"engine": "local", "bundle": ""})
+    own = settings.model_copy(update={"engine": "local", "engines": "", "bundle": ""})
     where = Archive(folder / "image", tags.repository(settings.image_name))
     torch = run.torch_index(spec, settings)
     with written(draft) as writer:
@@ -184,7 +185,7 @@ def _check(spec: ImageSpec, settings: Settings, draft: Path) -> None:
     with reporting("check", ["check"]) as report, report.stage("check", in_engine=False):
         report.say("building from the bundle in a network namespace with no route")
         with TemporaryDirectory(dir=draft.parent, prefix="check-") as folder:
-            key = _without_network(settings, spec.target, draft, Path(folder), report.stream)
+            key = _without_network(settings, spec, draft, Path(folder), report.stream)
         if key != spec.key:
             raise BundleError(
                 "the image cannot be built from the bundle alone",
@@ -193,8 +194,20 @@ def _check(spec: ImageSpec, settings: Settings, draft: Path) -> None:
             )
 
 
+def _found_out(spec: ImageSpec, settings: Settings) -> dict[str, str]:
+    """Return what the machine and the network have answered to the settings, as settings."""
+    found = {"CCA": " ".join(map(str, spec.arches))} if spec.arches else {}
+    for wheel in spec.compiled:
+        part = "TORCH" if wheel.package == "torch" else "VISION"
+        sources = {part: wheel.source} | ({"MAGMA": wheel.magma.source} if wheel.magma else {})
+        found |= {f"{name}_REF": it.ref for name, it in sources.items() if it.kind == "git"}
+    if settings.base_archive:
+        found["BASE_ARCHIVE"] = str(Path(settings.base_archive).absolute())
+    return found
+
+
 def _without_network(
-    settings: Settings, target: str, bundle: Path, folder: Path, log: TextIO
+    settings: Settings, spec: ImageSpec, bundle: Path, folder: Path, log: TextIO
 ) -> str:
     """Return the key of the image that was built from a bundle, empty if that failed.
 
@@ -202,22 +215,29 @@ def _without_network(
     """
     shutil.copytree(reqs.FOLDER, folder / "reqs")
     asked = {name.upper(): str(value) for name, value in settings.model_dump().items() if value}
+    asked |= _found_out(spec, settings)
     kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
     own = {
         "BUNDLE": str(bundle.absolute()),
         "ENGINE": "local",
+        "ENGINES": "",
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "XDG_CACHE_HOME": str(folder / "cache"),
         "XDG_STATE_HOME": str(folder / "state"),
     }
-    shell = ("sh", "-ec", _WITHOUT_NETWORK, sys.executable, target)
-    done = subprocess.run(
+    shell = ("sh", "-ec", _WITHOUT_NETWORK, sys.executable, spec.target)
+    with subprocess.Popen(
         ["unshare", "--net", *shell],
         cwd=folder,
         env={**kept, **asked, **own},
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,
-        check=False,
-    )
-    return done.stdout
+    ) as child:
+        try:
+            said, _ = child.communicate()
+        except KeyboardInterrupt:
+            # It hears of it as well, and ends an engine that nobody else knows of.
+            child.wait(_PATIENCE_SECONDS)
+            raise
+    return said

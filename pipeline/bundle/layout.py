@@ -187,6 +187,11 @@ class Bundle:
             raise BundleError(f"{path} is no bundle", why=str(error), next_step=_AGAIN) from error
         try:
             return cls._read(path, descriptor, places)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            os.close(descriptor)
+            raise BundleError(
+                f"{path} is damaged", why="what its index says makes no sense", next_step=_AGAIN
+            ) from error
         except BaseException:
             os.close(descriptor)
             raise

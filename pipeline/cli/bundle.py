@@ -95,7 +95,7 @@ def show(file: File, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps({"digest": bundle.digest, "parts": rows}))
         return
-    typer.echo(f"{bundle.digest}  {dict(bundle.annotations)['dev.cresset.version']}")
+    typer.echo(f"{bundle.digest}  {dict(bundle.annotations).get('dev.cresset.version', '')}")
     for it in rows:
         what = it["name"] or f"{it['files']} files"
         typer.echo(f"{it['role']:<8} {float(str(it['size'])) / 1e6:>9.1f} MB  {what}")

@@ -91,7 +91,7 @@ def planned(
     from pipeline import matrix as planning
     from pipeline import settings
     from pipeline.errors import ConfigError
-    from pipeline.host import repository
+    from pipeline.host import ca, repository
     from pipeline.host.gpu import capabilities
 
     loaded = settings.load(flags)
@@ -101,6 +101,7 @@ def planned(
     problems = [*loaded.problems, *_overruled(loaded, read)]
     if problems:
         raise ConfigError(problems)
+    ca.trust(loaded.settings.ca_bundle)
     for note in _from_here(loaded, read):
         typer.echo(f"note: {note}", err=True)
     mirror = (loaded.settings.git_old, loaded.settings.git_new)

@@ -57,10 +57,12 @@ def verify(
     from pipeline.attest import proof, signing
     from pipeline.attest import verify as checks
     from pipeline.errors import ConfigError
+    from pipeline.host import ca
 
     loaded = settings_of.load(flags)
     if loaded.problems:
         raise ConfigError(loaded.problems)
+    ca.trust(loaded.settings.ca_bundle)
     named = loaded.settings.verify_key
     verdict = checks.verify(
         checks.Reference.parse(reference),

@@ -80,6 +80,7 @@ def _repository(flags: dict[str, str]) -> tuple[Settings, str]:
     """Return the settings and the repository that they name; ConfigError if they name none."""
     from pipeline import settings, tags
     from pipeline.errors import ConfigError, Problem
+    from pipeline.host import ca
 
     loaded = settings.load(flags)
     problems = list(loaded.problems)
@@ -91,6 +92,7 @@ def _repository(flags: dict[str, str]) -> tuple[Settings, str]:
         )  # fmt: skip
     if problems:
         raise ConfigError(problems)
+    ca.trust(chosen.ca_bundle)
     return chosen, tags.repository(chosen.image_name, chosen.registry)
 
 

@@ -94,8 +94,11 @@ def updates(
 ) -> None:
     """List the releases of torch and torchvision that the tables of what goes together lack."""
     from pipeline import updates as newer
+    from pipeline.host import ca
 
-    index = _loaded(flags).settings.index_url or newer.PYPI
+    chosen = _loaded(flags).settings
+    ca.trust(chosen.ca_bundle)
+    index = chosen.index_url or newer.PYPI
     found = newer.missing(lambda package: newer.releases(package, index))
     if as_json:
         typer.echo(json.dumps(found))

@@ -381,12 +381,13 @@ class _Run:
             why = await to_thread.run_sync(engine.why_silent)
             silences = silences + 1 if why else 0
             if silences == _SILENCES:
-                self._silent[engine.name] = why
                 self.view.note(f"engine {engine.name} does not answer any more: {why}")
+            if silences >= _SILENCES:
+                # Whatever was handed to it, since then as well.
+                self._silent[engine.name] = why
                 for cell, name in self.state.running.items():
-                    if name == engine.name:
-                        self._scopes[cell].cancel()
-                return
+                    if name == engine.name and (scope := self._scopes.get(cell)):
+                        scope.cancel()
 
     def ended(self, begun: float) -> Report:
         """Return the report, kept and appended to the step summary."""

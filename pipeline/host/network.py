@@ -13,7 +13,6 @@ from platformdirs import user_state_path
 
 from pipeline.host import ca
 from pipeline.settings import Settings
-from pipeline.spec import without_login
 
 CA: Final = "/run/cresset/ca.pem"
 """Where compose/network.yaml puts the CAs."""
@@ -48,6 +47,7 @@ class Network:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             draft = path.with_name(f".{name}.{os.getpid()}")
+            draft.touch(0o600)
             draft.write_text(text)
             draft.replace(path)
         return {"COMPOSE_NETWORK_ENV": str(path), "COMPOSE_CA_FILE": str(self.ca_file)}
@@ -67,7 +67,8 @@ def look(settings: Settings, environ: Mapping[str, str]) -> Network:
         (("npm_config_registry",), settings.npm_registry),
     ):
         found |= dict.fromkeys(names, value) if value else {}
-    left_out = tuple(name for name, value in found.items() if without_login(value) != value)
+    # All up to an @ may be a login: with or without a scheme, whatever is in the password.
+    left_out = tuple(name for name, value in found.items() if "@" in value)
     kept = {name: value for name, value in found.items() if name not in left_out}
     own = ca.for_containers()
     if own:

@@ -49,7 +49,7 @@ def has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
 
 
 def guard(target: str = "", *compiled: str) -> list[str]:
-    return list(run._guard(spec(target), compiled))
+    return list(run._guard(spec(target), compiled, image=True))
 
 
 def disk_with(patch: pytest.MonkeyPatch, free: int, held: int) -> None:
