@@ -282,10 +282,19 @@ def digest(reference: str) -> str | Problem:
     if not rest or not (re.search("[.:]", host) or host == "localhost"):
         name = f"docker.io/{name}" if rest else f"docker.io/library/{name}"
     accept = {"Accept": ", ".join((*_INDEXES, *_MANIFESTS))}
+
+    def once() -> Any:  # noqa: ANN401 - as above
+        answer = request("HEAD", name, f"manifests/{tag}", headers=accept)
+        if answer.status_code in retry.STATUSES:
+            raise retry.Lost(refused(name, f"{answer.status_code} {answer.reason}"))
+        return answer
+
     try:
-        response = request("HEAD", name, f"manifests/{tag}", headers=accept)
-    except requests.RequestException as error:
+        response = retry.call(once)
+    except requests.RequestException as error:  # where nobody answers there is no second try
         return Problem("", reference, _innermost(error))
+    except PublishError as error:
+        return Problem("", reference, error.why)
     found: str = response.headers.get("Docker-Content-Digest", "")
     if response.status_code == requests.codes.ok and found:
         return found

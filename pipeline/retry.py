@@ -40,7 +40,9 @@ _STUMBLED: Final = re.compile(
     r"|connection (reset|refused)|broken pipe|\bEOF\b|closed network connection|i/o timeout"
     # What a registry says of itself in JSON, which the engine tells without the status.
     r"|\bunavailable:|toomanyrequests:|unknown: unknown error"
-    r"|handshake timeout|TLS handshake|timeout awaiting|server closed|stream error|GOAWAY"
+    r"|timed out|network is unreachable|no route to host|server misbehaving|deadline exceeded"
+    r"|temporary failure|TLS handshake|timeout awaiting|server closed|stream error|GOAWAY"
+    r"|handshake timeout"
     r"|request canceled while waiting|blob upload unknown|digest did not match|failed size val",
     re.IGNORECASE,
 )
@@ -120,7 +122,7 @@ def _policy(tries: int) -> dict[str, Any]:
         lost = _lost(state)
         if tries > 1:
             lost.error.why = f"{lost.error.why} (tried {tries} times)".strip()
-        raise lost.error from lost.error.__cause__
+        raise lost.error from lost.__cause__
 
     return {
         "retry": tenacity.retry_if_exception_type(Lost),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -328,7 +329,7 @@ async def _run(
                 reqs.FOLDER,
                 [file.name for file in spec.pip],
                 **_indexes(spec, settings, supplied),
-                torch_beside=spec.lock is not None,
+                torch_beside=spec.lock is not None and (image or bool(spec.lock.torch)),
                 git=inputs.git_access(
                     instead_of=(settings.git_old, settings.git_new),
                     trusted_host=settings.trusted_host,
@@ -341,14 +342,11 @@ async def _run(
                 given, untracked={str(path): worktree.untracked(path) for path in folders}
             )
             store = stores.store(settings)
-            stored = {
-                it.key: await session.pulled(store.wheel(it))
-                for it in spec.compiled
-                if store and store.has(it)
-            }
+            stored = await _stored(spec, store, report) if store else {}
             # The devel image compiles MAGMA, whether or not torch's wheel is there.
             compiled = [it.package for it in spec.compiled if it.key not in stored]
             compiling = ["magma"] if spec.target == "devel" else compiled
+            compiling = compiling if makes else []
             if choice.kind == "local" and makes:
                 for line in _guard(spec, compiling, image=image):
                     report.note(line)
@@ -385,6 +383,20 @@ async def _run(
                 if run.unkept:
                     raise run.unkept[0]
                 return done
+
+
+async def _stored(spec: ImageSpec, store: Store, report: Report) -> dict[str, Directory]:
+    """Return the wheels that the store has, pulled, by their keys."""
+    from pipeline import publish  # noqa: PLC0415 - as in started
+    from pipeline.engine import session  # noqa: PLC0415
+
+    found = {}
+    # The devel image compiles with its own hands.
+    for wheel in spec.compiled if spec.target != "devel" else ():
+        if await publish.read_back(functools.partial(store.has, wheel)):
+            report.note(f"{wheel.package}: taken from {store.name}")
+            found[wheel.key] = await session.pulled(store.wheel(wheel))
+    return found
 
 
 def _other_base(spec: ImageSpec) -> BaseSpec | None:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import tags
 from pipeline.attest.subject import Made, Subject
-from pipeline.errors import ConfigError, Problem, PublishError
+from pipeline.errors import ConfigError, Problem, ProofError, PublishError
 from pipeline.labels import ARCHES, BASE
-from pipeline.publish import DIST, Delivered, Destination, Registry
+from pipeline.publish import DIST, Archive, Delivered, Destination, Registry
 from pipeline.settings import Settings
 from pipeline.spec import ImageSpec, Target
 
@@ -63,7 +63,8 @@ async def attest(
             attach.to_registry(subject, proof, key, say)
             return
         name = f"{where.repository.replace('/', '-')}-{spec.variant}"
-        files = attach.to_files(DIST, name, subject, proof, key)
+        folder = where.folder if isinstance(where, Archive) else DIST
+        files = attach.to_files(folder, name, subject, proof, key)
         say(f"written: {', '.join(map(str, files))}")
 
     await to_thread.run_sync(work)
@@ -130,6 +131,29 @@ def attest_published(
             before = None if again else _there(there, subject, spec.key, sbom.listed(proof.sbom))
             attach.to_registry(subject, before or proof, key, report.note)
     return delivered
+
+
+def lacks_signature(settings: Settings, where: Destination, delivered: Delivered) -> bool:
+    """Say whether an image in a registry is not signed by SIGN_KEY, though there is one.
+
+    Raises:
+        ConfigError: SIGN_KEY is no key.
+        PublishError: the registry cannot be asked.
+
+    """
+    from pipeline.attest import verify  # noqa: PLC0415 - as in attest
+
+    if settings.attest == "off" or not settings.sign_key or not isinstance(where, Registry):
+        return False
+    key = signer(settings)
+    assert key is not None
+    try:
+        verify.demand_signature(
+            verify.Reference.parse(f"{where.repository}@{delivered.digest}"), key.public_key()
+        )
+    except ProofError:
+        return True
+    return False
 
 
 def _there(

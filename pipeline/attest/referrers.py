@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pipeline import publish
+from pipeline import publish, retry
 from pipeline.errors import PublishError
 
 MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
@@ -243,12 +243,23 @@ def _asked(
     import requests  # noqa: PLC0415 - needed only where a registry is named
 
     host = repository.partition("/")[0]
-    try:
-        response = publish.request(
-            method, repository, what, headers=headers, data=data, stream=stream
-        )
-    except requests.RequestException as error:
-        raise publish.unreachable(host, error) from error
+
+    def once() -> Any:  # noqa: ANN401 - as above
+        try:
+            answer = publish.request(
+                method, repository, what, headers=headers, data=data, stream=stream
+            )
+        except requests.RequestException as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise publish.unreachable(host, error) from error
+            raise retry.Lost(publish.unreachable(host, error)) from error
+        if answer.status_code in retry.STATUSES:
+            after = retry.asked_seconds(answer.headers.get("Retry-After"))
+            why = f"{method}: {answer.status_code} {answer.reason} {answer.text[:200]}"
+            raise retry.Lost(publish.refused(repository, why), after)
+        return answer
+
+    response = retry.call(once)
     if expected is None or response.status_code in expected:
         return response
     raise publish.refused(

@@ -339,12 +339,13 @@ def _names(
 
 def _tag(reference: Reference, digest: str, key_tag: str, published: set[str]) -> Check:
     """Check that a tag leads to the image, and that the image was published under it."""
-    for tag in (reference.tag, key_tag):
+    undated = re.sub(r"-\d{8}$", "", reference.tag)  # see `tags.dated`
+    # A dated tag stays where it is, and the key's own goes with what was delivered last.
+    for tag in (reference.tag, key_tag) if undated == reference.tag else (reference.tag,):
         now = referrers.manifest(reference.repository, tag)
         if now is None or now.digest != digest:
             leads = f"leads to {now.digest}" if now else "is not there"
             return Check("tag", passed=False, told=f"{tag} {leads}")
-    undated = re.sub(r"-\d{8}$", "", reference.tag)  # see `tags.dated`
     if published and published.isdisjoint({reference.tag, undated}):
         told = f"{reference.tag} leads here, and the image was published as "
         return Check("tag", passed=False, told=told + ", ".join(sorted(published, reverse=True)))

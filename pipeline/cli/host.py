@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -50,12 +51,15 @@ def doctor(
     from pipeline import doctor as judging
     from pipeline import settings, tags, validate
     from pipeline.errors import ConfigError, Problem
+    from pipeline.host import ca
     from pipeline.host.machine import look
     from pipeline.spec import Arch, ImageSpec
 
     loaded = settings.load(flags)
     chosen = loaded.settings
     name = tags.repository(chosen.image_name, chosen.registry) if chosen.registry else ""
+    with contextlib.suppress(ConfigError):  # of which the settings' own check tells
+        ca.trust(chosen.ca_bundle)
     facts = _recorded(machine) if machine else look(name)
     found = facts.nvidia.gpus if facts.nvidia else ()
     arches = [Arch.parse(it.capability) for it in found if it.capability]

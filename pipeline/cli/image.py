@@ -135,7 +135,7 @@ def build_only(
         )
         fleet.build_matrix(flags, asked, until)
         return {}
-    settings, spec = spec_of(flags, target, mode=_mode(locked, frozen))
+    settings, spec = spec_of(flags, target, mode=mode_of(locked, frozen))
     where = publish.destination(settings.registry, settings.image_name)
     outcome = None if force or pull else building.found(spec, where)
     there = outcome is not None
@@ -155,7 +155,11 @@ def build_only(
             )
         typer.echo(f"delivered to {where.name}", err=True)
     else:
+        from pipeline.attest import proof
+
         typer.echo(f"nothing to do: {spec.variant} is in {where.name} already", err=True)
+        if proof.lacks_signature(settings, where, outcome.delivered):
+            proof.attest_published(spec, settings, where, again=False)
     fleet.summarize(outcome, there=there)
     image = outcome.delivered.image
     if image and not leave_env:
@@ -208,7 +212,7 @@ def wheels(
     from pipeline.errors import ConfigError, Problem
 
     until = _until(deadline)
-    settings, spec = spec_of(flags, "train", wheels_only=True, mode=_mode(locked, frozen))
+    settings, spec = spec_of(flags, "train", wheels_only=True, mode=mode_of(locked, frozen))
     if spec.torch is None or not spec.torch.compiled:
         raise ConfigError(
             [
@@ -241,7 +245,7 @@ def plan(
     from pipeline import plan as planning
     from pipeline import records, store, validate
 
-    settings, spec = spec_of(flags, target, mode=_mode(locked, frozen))
+    settings, spec = spec_of(flags, target, mode=mode_of(locked, frozen))
     validate.check_requirements(spec)
     _note_driver(spec)
     if mermaid:
@@ -269,10 +273,14 @@ def lock(
     from pipeline import build as building
     from pipeline import lock as locks
     from pipeline import relock
+    from pipeline.errors import ConfigError, Problem
 
     if check:
+        if update or as_json or dry_run:
+            why = "it writes nothing, and ends with 2 where something has moved"
+            raise ConfigError([Problem("--check", "yes", why, next_step="leave the others out")])
         for target in targets or [""]:
-            settings, spec = spec_of(flags, target, mode="locked")
+            settings, spec = spec_of(flags, target, mode="locked", strict=True)
             building.check(spec, settings)
             typer.echo(f"{spec.variant} is as {locks.FILE} has it", err=True)
         return
@@ -315,7 +323,8 @@ def _until(deadline: str) -> float:
     return time.time() + seconds if deadline else 0
 
 
-def _mode(locked: bool, frozen: bool) -> Mode:
+def mode_of(locked: bool, frozen: bool) -> Mode:
+    """Return how a build is held to the lock; ConfigError for both ways at once."""
     from pipeline.errors import ConfigError, Problem
 
     if locked and frozen:
@@ -325,9 +334,17 @@ def _mode(locked: bool, frozen: bool) -> Mode:
 
 
 def spec_of(
-    flags: dict[str, str], target: str, *, wheels_only: bool = False, mode: Mode = ""
+    flags: dict[str, str],
+    target: str,
+    *,
+    wheels_only: bool = False,
+    mode: Mode = "",
+    strict: bool = False,
 ) -> tuple[Settings, ImageSpec]:
-    """Return the settings and their spec, held to the lock where a mode says so."""
+    """Return the settings and their spec, held to the lock where a mode says so.
+
+    With `strict` it is an error where nobody could be asked whether something has moved.
+    """
     from pipeline import lock as locks
 
     if not mode:
@@ -337,13 +354,14 @@ def spec_of(
     asked = _asked(flags, target, wheels_only=wheels_only, lock=lock, ask=False)
     spec = locks.held(asked.spec, lock, image=not wheels_only)
     if mode == "locked":
-        _refuse_drift(asked, lock)
+        _refuse_drift(asked, lock, strict=strict)
     return asked.settings, spec
 
 
-def _refuse_drift(asked: Asked, lock: Lock) -> None:
+def _refuse_drift(asked: Asked, lock: Lock, *, strict: bool) -> None:
     from pipeline import lock as locks
     from pipeline import publish
+    from pipeline.errors import PublishError
 
     moved, unasked = locks.drift(
         asked.spec,
@@ -356,6 +374,12 @@ def _refuse_drift(asked: Asked, lock: Lock) -> None:
         typer.echo(f"note: nobody knows whether it has moved: {text}", err=True)
     if moved:
         raise locks.LockError(moved)
+    if strict and unasked:
+        raise PublishError(
+            "whether something has moved is not known",
+            why="; ".join(map(str, unasked)),
+            next_step="run it again where they answer",
+        )
 
 
 def _commit(settings: Settings) -> Resolve:

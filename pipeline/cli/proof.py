@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.image import PANEL, AsJson, Target, spec_of
+from pipeline.cli.image import PANEL, AsJson, Frozen, HeldTo, Target, mode_of, spec_of
 from pipeline.cli.options import takes_settings
 
 Reference = Annotated[
@@ -25,6 +25,8 @@ def attest(
     flags: dict[str, str],
     target: Target = "",
     again: Annotated[bool, typer.Option("--again", help="Write its provenance anew.")] = False,
+    locked: HeldTo = False,
+    frozen: Frozen = False,
 ) -> None:
     """Attach what is missing to the published image of these settings: SBOM, provenance, signature.
 
@@ -33,7 +35,7 @@ def attest(
     from pipeline import publish
     from pipeline.attest import proof
 
-    settings, spec = spec_of(flags, target)
+    settings, spec = spec_of(flags, target, mode=mode_of(locked, frozen))
     where = publish.destination(settings.registry, settings.image_name)
     typer.echo(proof.attest_published(spec, settings, where, again=again).ref)
 

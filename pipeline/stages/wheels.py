@@ -172,7 +172,8 @@ def _fetch(
         fetcher = python_install(installer, spec, uv_binary(installer), inputs)
     for number, directory in enumerate(compiled):
         fetcher = fetcher.with_mounted_directory(f"{_COMPILED}{number}", directory)
-    if spec.lock is not None:
+    # Wheels alone are held to bases and commits: what they run with is locked once they are there.
+    if spec.lock is not None and spec.lock.torch:
         return _fetch_locked(fetcher, spec, spec.lock, inputs)
     own = {f"{wheel.package}=={wheel.version}" for wheel in torch.compiled}
     wanted = [*(pin for pin in pins if pin not in own), *torch.constraints]
