@@ -12,7 +12,7 @@ import pytest
 from dagger import dag
 
 from pipeline import caches, reqs
-from pipeline.spec import ImageSpec
+from pipeline.spec import ImageSpec, Locked
 from pipeline.stages import base, inputs, targets, verify
 from pipeline.stages.inputs import Compiling
 from pipeline.stages.packages import VENV
@@ -537,3 +537,18 @@ def test_the_files_named_and_nothing_else_are_sent_to_compile() -> None:
     )
     assert files == {f"reqs/{name}" for name in wanted}
     assert {field.name for field in sent} == {"file", "directory"}
+
+
+def test_what_wheels_run_with_is_fetched_although_only_bases_are_locked_yet() -> None:
+    """A first lock of what is compiled has no packages, and torch is checked with its own."""
+    made = spec("train", **COMPILED).model_copy(update={"lock": Locked()})
+    bottom = base.base_from_registry(made.base.image)
+    given = dataclasses.replace(inputs.inputs(Path("reqs"), [reqs.PIP_TRAIN]), compiling=limited())
+    checked = targets.stages(made, bottom, bottom, given, {}, {})["torch-check"]
+    downloads = [it for it in everything_executed(checked) if "download" in it]
+    assert downloads
+    assert not any("--no-deps" in it for it in downloads)
+
+
+def everything_executed(lazy: Any) -> list[list[str]]:
+    return [field.args["args"] for field in everything(lazy) if field.name == "withExec"]

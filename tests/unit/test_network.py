@@ -49,6 +49,13 @@ def test_a_private_ca_goes_to_all_who_ask_and_public_ones_stay(tmp_path: Path) -
     assert files == (Path("mine.yaml"), compose.FOLDER / "network.yaml")
 
 
+@pytest.mark.parametrize("proxy", ["me:s3cr3t@proxy:3128", "http://me:p/w@proxy:3128"])
+def test_a_login_is_one_however_it_is_written(proxy: str) -> None:
+    found = looked({"HTTP_PROXY": proxy})
+    assert set(found.left_out) == {"HTTP_PROXY", "http_proxy"}
+    assert proxy not in found.variables.values()
+
+
 def test_proxies_and_indexes_are_told_but_no_login() -> None:
     environ = {"https_proxy": "http://proxy:3128", "HTTP_PROXY": "http://me:s3cr3t@proxy:3128"}
     found = looked(environ, INDEX_URL="https://me:s3cr3t@host/simple", NPM_REGISTRY="https://n/")
