@@ -54,7 +54,8 @@ def test_the_images_of_a_repository_are_told_apart_by_their_digests(
     image = push(name, OURS, "py313", "me", "py313-20261127", "py313-20261128", f"key-{'0' * 64}")
     push(name, {}, "somebody-elses")
     document = referrers.push_blob(name, b"{}", sbom.MEDIA_TYPE)
-    referrers.attach(name, image, sbom.MEDIA_TYPE, [document])
+    entries = referrers.attach(name, image, sbom.MEDIA_TYPE, [document])
+    referrers.enlist(name, image["digest"], entries)
 
     (found,) = listing.images(name)
     assert found.tags == ("me", "py313", "py313-20261127", "py313-20261128")
