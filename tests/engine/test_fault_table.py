@@ -23,7 +23,8 @@ from tests.faults.rows import ROW, Row, Table
 from tests.faulty import LOST, SLOW, Faulty, faulty
 from tests.services import Index
 
-pytestmark = pytest.mark.engine
+# Some forty builds: `make test` has the rows of tests/faults, which need no engine.
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 TABLE = Table()
 SOON = 60
