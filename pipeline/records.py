@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import platformdirs
 
 from pipeline.errors import PublishError
+from pipeline.host import whole
 from pipeline.spec import ImageSpec, WheelSpec, sm
 
 if TYPE_CHECKING:
@@ -106,15 +106,9 @@ def keep(new: Record) -> None:
     """Add a record, if the disk lets it; the oldest go when there are many."""
     file = path()
     lines = [json.dumps(asdict(it)) for it in (*_all(), new)][-_KEEP:]
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
     # What was compiled for hours is not lost for want of a line about it.
     with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            draft.write_text("\n".join(lines) + "\n")
-            draft.replace(file)
-        finally:
-            draft.unlink(missing_ok=True)
+        whole.write(file, "\n".join(lines) + "\n")
 
 
 def estimate(wanted: Job) -> Record | None:

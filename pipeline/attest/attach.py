@@ -17,6 +17,7 @@ from pipeline.attest.attached import ENVELOPES, SIGNATURES, Attached, attached
 from pipeline.attest.referrers import Descriptor, Manifest
 from pipeline.attest.subject import Subject
 from pipeline.errors import PublishError
+from pipeline.host import whole
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -188,12 +189,10 @@ def to_files(
         )
     written = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for suffix, content in files.items():
             path = folder / f"{name}.{suffix}"
-            part = path.with_name(f".{path.name}.{os.getpid()}.part")
-            part.write_bytes(content)
-            written.append(part.replace(path))
+            whole.write(path, content)
+            written.append(path)
     except OSError as error:
         raise PublishError(
             f"what proves {subject.repository} cannot be written",

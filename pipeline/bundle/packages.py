@@ -39,7 +39,7 @@ URL: Final = f"http://{HOST}:{PORT}"
 INDEX, EXTRA, TORCH = "index", "extra", "torch"
 """The package indexes of a build, by the part of the path that stands for each."""
 
-_NPM: Final = "https://registry.npmjs.org/"
+NPM: Final = "https://registry.npmjs.org/"
 _PIECE: Final = 1 << 18
 _CONNECT_SECONDS: Final = 20.0
 _READ_SECONDS: Final = 120.0
@@ -156,7 +156,7 @@ class Upstream:
     index: str
     extra: str = ""
     torch: str = ""
-    npm: str = _NPM
+    npm: str = NPM
 
 
 class Recorder:
@@ -229,7 +229,7 @@ class Recorder:
             return Answer(HTTPStatus(response.status_code), size=0)
         # npm itself takes its own registry's name for that of whichever it was told of.
         text = response.text
-        for base in (self._npm, _NPM):
+        for base in (self._npm, NPM):
             text = text.replace(f'"{base}', f'"{URL}/npm/')
         self._write("npm", path, iter((text.encode(),)), "")
         return _text(HTTPStatus.OK, text, "application/json")

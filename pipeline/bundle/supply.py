@@ -12,14 +12,13 @@ from typing import Final
 import platformdirs
 
 from pipeline.bundle.layout import NAME, Bundle, Writer
-from pipeline.bundle.packages import Packages, Recorder, Replay, Upstream
+from pipeline.bundle.packages import NPM, Packages, Recorder, Replay, Upstream
 from pipeline.errors import BundleError
 from pipeline.settings import Settings
 from pipeline.spec import BaseSpec
 
 ORIGIN: Final = "dev.cresset.origin"
 _PYPI: Final = "https://pypi.org/simple"
-_NPM: Final = "https://registry.npmjs.org/"
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def taken(settings: Settings, torch_index: str, writer: Writer, folder: Path) ->
         settings.index_url or _PYPI,
         settings.extra_index_url,
         torch_index,
-        settings.npm_registry or _NPM,
+        settings.npm_registry or NPM,
     )
     with TemporaryDirectory(dir=folder, prefix=".bundle-") as partial:
         yield Taken(writer, Path(partial), Recorder(upstream, writer, Path(partial)))

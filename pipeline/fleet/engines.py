@@ -13,7 +13,7 @@ from typing import Final
 import platformdirs
 
 from pipeline.engine import select
-from pipeline.host import machine
+from pipeline.host import machine, whole
 from pipeline.settings import Settings
 
 GIB: Final = 1 << 30
@@ -92,8 +92,5 @@ def keep(holds: Mapping[str, frozenset[str]]) -> None:
     file = record()
     every = {**built(), **holds}
     content = {name: sorted(inputs)[-_KEEP:] for name, inputs in every.items()}
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
     with contextlib.suppress(OSError):  # it only makes the next run faster
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(content))
-        draft.replace(file)
+        whole.write(file, json.dumps(content))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import re
 import shlex
 import shutil
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TextIO
 
 import platformdirs
+
+from pipeline.host import whole
 
 _KEEP_RUNS: Final = 20
 _STAGE: Final = re.compile(r"([a-z]+(?:-[a-z]+)*): (running|cached|done|failed)\b ?(.*)")
@@ -237,9 +238,8 @@ def new_run() -> Path:
 def keep(run: Path, report: Report) -> Path:
     """Write the report into the folder of its run, whole or not at all; return its file."""
     file = run / "report.json"
-    draft = run / f".report.{os.getpid()}"
-    draft.write_text(json.dumps(report.as_json(), indent=1))
-    return draft.replace(file)
+    whole.write(file, json.dumps(report.as_json(), indent=1))
+    return file
 
 
 def last_delivered() -> dict[tuple[str, str], dict[str, Any]]:

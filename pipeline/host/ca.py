@@ -12,6 +12,7 @@ from pathlib import Path
 from platformdirs import user_state_path
 
 from pipeline.errors import ConfigError, Problem
+from pipeline.host import whole
 
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----(.+?)-----END CERTIFICATE-----", re.DOTALL)
 _OWN = Path("/usr/local/share/ca-certificates")
@@ -96,11 +97,7 @@ def _kept(bundles: Iterable[str]) -> Path:
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
     path = user_state_path("cresset") / "ca" / f"{name}.pem"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{name}.{os.getpid()}")
-        draft.write_text(text)
-        draft.chmod(0o644)  # whoever a container runs as
-        draft.replace(path)
+        whole.write(path, text, mode=0o644)  # whoever a container runs as
     return path
 
 

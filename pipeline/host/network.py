@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Final
 
 from platformdirs import user_state_path
 
-from pipeline.host import ca
+from pipeline.host import ca, whole
 from pipeline.settings import Settings
 
 CA: Final = "/run/cresset/ca.pem"
@@ -45,11 +44,7 @@ class Network:
         name = hashlib.sha256(text.encode()).hexdigest()[:16]
         path = user_state_path("cresset") / "network" / f"{name}.env"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft = path.with_name(f".{name}.{os.getpid()}")
-            draft.touch(0o600)
-            draft.write_text(text)
-            draft.replace(path)
+            whole.write(path, text, mode=0o600)
         return {"COMPOSE_NETWORK_ENV": str(path), "COMPOSE_CA_FILE": str(self.ca_file)}
 
 

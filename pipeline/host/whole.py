@@ -7,13 +7,19 @@ import os
 from pathlib import Path
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file, its folder too; OSError if that fails, with nothing half-written left."""
+def write(path: Path, content: str | bytes, *, mode: int | None = None) -> None:
+    """Write a file, its folder too; OSError if that fails, with nothing half-written left.
+
+    `mode` is of its permissions, which it has before there is anything in it; None: as usual.
+    """
     # By process: two may write the same file at once.
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text)
+        partial.touch()
+        if mode is not None:
+            partial.chmod(mode)
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
         partial.replace(path)
     except OSError:
         with contextlib.suppress(OSError):
