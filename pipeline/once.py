@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -18,18 +18,22 @@ class Once:
     file that changes is read anew by the next.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, differing: Iterable[str] = ()) -> None:
+        """Make one for settings that differ in no others than these, by attribute; all the same."""
+        self._differing = frozenset(differing)
+        self._common: dict[str, Any] | None = None
         self._answers: dict[tuple[Any, ...], Any] = {}
         self._readers: dict[tuple[Any, ...], dict[tuple[str, ...], _Reader]] = {}
 
     def __call__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what the function answers; its arguments are hashed, its answer is shared."""
         call = (function, *args, *kwargs.items())
+        answer: T
         try:
-            return cast("T", self._answers[call])
+            answer = self._answers[call]
         except KeyError:
             answer = self._answers[call] = function(*args, **kwargs)
-            return answer
+        return answer
 
     def reading(
         self,
@@ -44,24 +48,35 @@ class Once:
         but never before it has read that value; so settings which agree in all that was read of
         others have the answer of those.
         """
+        answer: T
         readers = self._readers.setdefault((function, *args, *kwargs.items()), {})
         for reader in readers.values():
             values = reader.values(settings)
             if values in reader.answers:
-                return cast("T", reader.answers[values])
-        watched = _Watched(settings)
+                answer = reader.answers[values]
+                return answer
+        if self._common is None:
+            self._common = {
+                name: value for name, value in vars(settings).items() if name not in self._differing
+            }
+        watched = _Watched(settings, self._common)
         answer = function(cast("S", watched), *args, **kwargs)
-        _, *names = vars(watched)
-        reader = readers.setdefault(tuple(names), _Reader(names))
+        names = tuple(vars(watched))[len(self._common) + 1 :]
+        reader = readers.setdefault(names, _Reader(names))
         reader.answers[reader.values(settings)] = answer
         return answer
 
 
 class _Watched:
-    """Settings that hold what has been read of them, in the order of the reading."""
+    """Settings that hold what has been read of them, in the order of the reading.
 
-    def __init__(self, settings: object) -> None:
-        self._settings = settings
+    What all settings have in common is there from the start, before that.
+    """
+
+    def __init__(self, settings: object, common: Mapping[str, Any]) -> None:
+        own = self.__dict__
+        own.update(common)
+        own["_settings"] = settings
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the settings hold
         value = self.__dict__[name] = getattr(self._settings, name)

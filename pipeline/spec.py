@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from json.encoder import encode_basestring_ascii
@@ -43,6 +43,14 @@ class Frozen(BaseModel):
             del vars(made)[name]
         return made
 
+    def __hash__(self) -> int:
+        """Return the hash, computed once: planning a matrix asks for it everywhere."""
+        own = vars(self)
+        found: int | None = own.get("_hash")
+        if found is None:
+            found = own["_hash"] = hash(_form(type(self), ()).values(self))
+        return found
+
     @cached_property
     def canonical(self) -> str:
         """The canonical JSON, made once for everything that holds this value.
@@ -54,10 +62,11 @@ class Frozen(BaseModel):
     def canonical_with(self, *without: str, **instead: str) -> str:
         """Return the canonical JSON without some fields, and with that of others replaced."""
         form = _form(type(self), without)
-        parts = [_json(value) for value in form.values(self)]
-        for name, text in instead.items():
-            parts[form.places[name]] = text
-        return form.template % tuple(parts)
+        values = form.values(self)
+        if not instead:
+            return form.template % tuple(map(_json, values))
+        parts = zip(form.names, values, strict=True)
+        return form.template % tuple(instead.get(name) or _json(value) for name, value in parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +74,18 @@ class _Form:
     """How the canonical JSON of a model is put together."""
 
     values: Callable[[Frozen], tuple[object, ...]]
-    places: Mapping[str, int]
+    names: tuple[str, ...]
     template: str
 
 
 @cache
 def _form(model: type[Frozen], without: tuple[str, ...]) -> _Form:
-    names = sorted(
-        name
-        for name, field in model.model_fields.items()
-        if not field.exclude and name not in without
+    fields = model.model_fields.items()
+    names = tuple(
+        sorted(name for name, field in fields if not field.exclude and name not in without)
     )
     template = ",".join(f"{json.dumps(name)}:%s" for name in names)
-    return _Form(attrgetter(*names), {name: at for at, name in enumerate(names)}, f"{{{template}}}")
+    return _Form(attrgetter(*names), names, f"{{{template}}}")
 
 
 def _json(value: object) -> str:
@@ -327,6 +335,16 @@ class TorchSpec(Frozen):
         vision = self.vision_wheel.version if self.vision_wheel else self.vision
         return f"torch=={torch}", f"torchvision=={vision}"
 
+    @cached_property
+    def canonical(self) -> str:
+        """The canonical JSON, in which a compiled wheel is there by its key."""
+        keys = {}
+        if self.torch_wheel:
+            keys["torch_wheel"] = f'"{self.torch_wheel.key}"'
+        if self.vision_wheel:
+            keys["vision_wheel"] = f'"{self.vision_wheel.key}"'
+        return self.canonical_with(**keys)
+
     @property
     def compiled(self) -> tuple[WheelSpec, ...]:
         """The wheels that are compiled, in the order in which one needs the other."""
@@ -408,7 +426,10 @@ class ImageSpec(Frozen):
 
     @cached_property
     def key(self) -> str:
-        """Sha256 of the canonical JSON of everything that shapes the image."""
+        """Sha256 of the canonical JSON of everything that shapes the image.
+
+        A compiled wheel is in it by its own key.
+        """
         # The wheels hold the same code whichever GPU they are wanted for.
         unlocked = ("lock",) if self.lock is None else ()
         return _digest(self.canonical_with("arches", *unlocked))

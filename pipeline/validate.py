@@ -17,7 +17,7 @@ from pipeline.compat.tables import Distribution
 from pipeline.errors import ConfigError, Problem
 from pipeline.once import Once
 from pipeline.settings import NAMES, Settings, allowed_values, shown
-from pipeline.spec import Arch, BaseSpec, ImageSpec, Target, TorchSpec
+from pipeline.spec import Arch, BaseSpec, ImageSpec, ReqsFile, Target, TorchSpec
 from pipeline.validate_source import Resolve, Wanted, compiles, unresolved, wheel_specs
 from pipeline.validate_source import kind as kind_of
 
@@ -100,10 +100,8 @@ def image_spec(
                 next_step="set BUILD_MODE=include, or TORCH_SOURCE",
             )
         )
-    shell, wrong_shell = once(_apt, folder, reqs.APT_SHELL, below.python)
-    apt, wrong_apt = once(_apt, folder, reqs.APT_TRAIN, below.python)
-    pip, wrong_pip = once(reqs.pip_files, folder, reqs.PIP_TRAIN)
-    mistakes += (*wrong_shell, *wrong_apt, *wrong_pip)
+    packages = once(_packages, folder, below.python)
+    mistakes += packages.problems
     written = dict.fromkeys(_as_written(problem, settings) for problem in mistakes)
     found = [*problems, *(problem for problem in written if problem.field not in mistakes.wrong)]
     if found or below.base is None or below.distribution is None:
@@ -119,11 +117,11 @@ def image_spec(
         mkl=below.torch is not None and settings.mkl_mode == "include",
         timezone=settings.tz,
         project_root=settings.project_root,
-        shell=shell,
-        apt=apt,
-        pip=tuple(pip),
+        shell=packages.shell,
+        apt=packages.apt,
+        pip=packages.pip,
         compression=settings.compression,
-        recipe=once(recipe, folder),
+        recipe=packages.recipe,
     )
 
 
@@ -525,6 +523,25 @@ def _check_base_image(settings: Settings, mistakes: _Mistakes) -> None:
                 next_step="write the tag, or the digest, that you mean",
             )
         )
+
+
+@dataclass(frozen=True)
+class _Packages:
+    """What ``reqs/`` puts into an image, what turns that into layers, and what is wrong with it."""
+
+    shell: tuple[str, ...]
+    apt: tuple[str, ...]
+    pip: tuple[ReqsFile, ...]
+    recipe: str
+    problems: tuple[Problem, ...]
+
+
+def _packages(folder: Path, python: str) -> _Packages:
+    shell, wrong_shell = _apt(folder, reqs.APT_SHELL, python)
+    apt, wrong_apt = _apt(folder, reqs.APT_TRAIN, python)
+    pip, wrong_pip = reqs.pip_files(folder, reqs.PIP_TRAIN)
+    wrong = (*wrong_shell, *wrong_apt, *wrong_pip)
+    return _Packages(shell, apt, tuple(pip), recipe(folder), wrong)
 
 
 def _apt(folder: Path, name: str, python: str) -> tuple[tuple[str, ...], tuple[Problem, ...]]:

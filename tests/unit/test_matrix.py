@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError, NothingSelected, Problem
 from pipeline.matrix import Cell
 from pipeline.once import Once
 from pipeline.settings import NAMES, Settings, load
-from pipeline.spec import Arch, ImageSpec
+from pipeline.spec import Arch, ImageSpec, WheelSpec
 from tests.unit.running import ROOT, Result, run
 from tests.unit.specs import spec
 
@@ -413,7 +413,7 @@ def drawn_of(axes: Mapping[str, list[str]]) -> st.SearchStrategy[dict[str, str]]
     return st.fixed_dictionaries(one)
 
 
-SHARED = Once()
+SHARED = Once(name.lower() for name in NAMES)
 IN_TABLES = {
     "CUDA_SOURCE", "CUDA_VERSION", "DISTRO_VERSION", "MAGMA_SOURCE", "PYTHON_VERSION",
     "PYTORCH_VERSION_TAG",
@@ -447,5 +447,19 @@ def test_a_cell_planned_among_others_is_the_one_planned_alone(drawn: dict[str, s
 def key_by_pydantic(spec: ImageSpec) -> str:
     """Return the key as pydantic's own dump gives it, by the definition of a key."""
     shaping = spec.model_dump(mode="json", exclude={"arches", "lock"})
+    for wheel in spec.compiled:
+        part = "torch_wheel" if wheel.package == "torch" else "vision_wheel"
+        shaping["torch"][part] = wheel_key_by_pydantic(wheel)
+    return digest(shaping)
+
+
+def wheel_key_by_pydantic(wheel: WheelSpec) -> str:
+    shaping = wheel.model_dump(mode="json")
+    for name in ("apt_mirror", "can_bootstrap", "source"):
+        del shaping["toolchain"]["base"][name]
+    return digest(shaping)
+
+
+def digest(shaping: object) -> str:
     canonical = json.dumps(shaping, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
