@@ -138,7 +138,7 @@ def build(
             tuple(run.compiled),
         )
 
-    steps = plan(spec)
+    steps = plan(spec, attest=settings.attest != "off")
     if check_index:
         steps = (steps[0], Step("lock", "whether the indexes have what is locked"), *steps[1:])
     return started(

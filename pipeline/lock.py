@@ -391,7 +391,7 @@ def _unlockable(spec: ImageSpec, *, image: bool) -> Problem | None:
         spec.target,
         "a lock does not hold what is installed in this target",
         allowed="train, simple",
-        next_step="leave --locked out",
+        next_step="build it without --locked; of a matrix, --skip leaves it out",
     )
 
 

@@ -16,14 +16,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from pipeline import lock as locks
 from pipeline import reqs, tags, validate
 from pipeline.errors import ConfigError, NothingSelected, Problem
+from pipeline.lock import Lock
 from pipeline.once import Once
 from pipeline.settings import ENGINE, NAMES, START, Settings, accepted, group_of, shown
 from pipeline.spec import Arch, ImageSpec
 from pipeline.validate_source import Resolve, unresolved
+
+T = TypeVar("T")
 
 FILE: Final = Path("images.toml")
 
@@ -346,6 +350,40 @@ def select(
         why=f"the globs are matched with whole variants, such as {near[0]}" if near else "",
         next_step="`python -m pipeline matrix` lists them",
     )
+
+
+def held(found: Sequence[Cell], lock: Lock) -> tuple[Cell, ...]:
+    """Return the cells held to the lock.
+
+    Raises:
+        LockError: in what the lock is of something else, for all cells at once.
+
+    """
+    return tuple(
+        replace(cell, spec=spec)
+        for cell, spec in zip(found, _each(found, lambda it: locks.held(it, lock)), strict=True)
+    )
+
+
+def check_lockable(found: Sequence[Cell]) -> None:
+    """Raise LockError for the cells of which no lock can be made."""
+    _each(found, locks.check_lockable)
+
+
+def _each(found: Sequence[Cell], function: Callable[[ImageSpec], T]) -> list[T]:
+    """Return what a function says of each cell; LockError with all that it raises, each once."""
+    answers = []
+    problems: dict[Problem, None] = {}
+    for cell in found:
+        try:
+            answers.append(function(cell.spec))
+        except locks.LockError as error:
+            problems |= dict.fromkeys(error.problems)
+    if problems:
+        alone, all_cells = "pipeline lock", "pipeline lock --matrix"
+        steps = {it: it.next_step.replace(alone, all_cells) for it in problems}
+        raise locks.LockError([replace(it, next_step=step) for it, step in steps.items()])
+    return answers
 
 
 def _fits(variant: str, globs: Sequence[str]) -> bool:

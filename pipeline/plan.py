@@ -16,8 +16,16 @@ class Step:
     needs: tuple[str, ...] = ()
 
 
-def plan(spec: ImageSpec) -> tuple[Step, ...]:
-    """Return the steps that build, check and deliver the image, each after those it needs."""
+def plan(spec: ImageSpec, *, attest: bool = True) -> tuple[Step, ...]:
+    """Return the steps that build, check and deliver the image, each after those it needs.
+
+    The last one attaches what proves it, unless that is not to be done.
+    """
+    steps = _plan(spec)
+    return steps if attest else steps[:-1]
+
+
+def _plan(spec: ImageSpec) -> tuple[Step, ...]:
     source = (
         "image" if spec.base.source == "auto" and not spec.base.can_bootstrap else spec.base.source
     )

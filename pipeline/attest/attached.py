@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,9 @@ from pipeline.attest.referrers import Descriptor, Manifest
 SIGNATURES = ".sig"
 ENVELOPES = ".att"
 """Of the tags that cosign looks under."""
+_SIGNING = {signing.ARTIFACT_TYPE, "application/vnd.dev.sigstore.bundle.v0.3+json"}
+"""Of artifacts that sign: ours, and those of cosign 3 (https://docs.sigstore.dev/about/bundle)."""
+_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,30 @@ _KINDS = {
     signing.ENVELOPE_TYPE: "the signed statement",
     signing.PAYLOAD_TYPE: "the signature's payload",
 }
+
+
+def are_signed(tagged: Collection[tuple[str, str]]) -> frozenset[tuple[str, str]]:
+    """Return those of some repositories' tags whose image somebody has signed, by whatever key.
+
+    Raises:
+        PublishError: a registry cannot be asked.
+
+    """
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - few commands ask for it
+
+    def is_signed(place: tuple[str, str]) -> bool:
+        repository, tag = place
+        image = referrers.manifest(repository, tag)
+        if image is None:
+            return False
+        kinds = {it.get("artifactType") for it in referrers.referrers(repository, image.digest)}
+        sig = referrers.tag_of(image.digest, SIGNATURES)
+        return bool(kinds & _SIGNING) or referrers.manifest(repository, sig) is not None
+
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        return frozenset(
+            place for place, it in zip(tagged, threads.map(is_signed, tagged), strict=True) if it
+        )
 
 
 def _manifests(repository: str, image: str, damaged: list[str]) -> Iterator[Manifest]:

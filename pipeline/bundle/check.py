@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import build, settings, validate
+from pipeline import build, lock, settings, validate
 from pipeline.bundle import importing
 from pipeline.engine import local
 from pipeline.errors import CressetError
@@ -35,11 +35,16 @@ class Nowhere:
         return Delivered(spec.key, spec.key, 0)
 
 
-def main(target: str) -> int:
-    """Build the target of the settings from the bundle that they name; print the image's key."""
+def main(target: str, held: str) -> int:
+    """Build the target of the settings from the bundle that they name; print the image's key.
+
+    `held` is a lock that the build is held to, as a file; empty for none.
+    """
     try:
         chosen = settings.load({"ATTEST": "off"}).settings  # there is nothing to prove
         spec = validate.image_spec(chosen, target)
+        if held:
+            spec = lock.held(spec, lock.read(Path(held)))
         importing.put_in_place(Path(chosen.bundle))
         try:
             done = build.build(spec, chosen, Nowhere())
@@ -53,4 +58,4 @@ def main(target: str) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1]))
+    raise SystemExit(main(*sys.argv[1:]))

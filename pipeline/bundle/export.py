@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, TextIO
 
-from pipeline import reqs, tags
+from pipeline import lock, reqs, tags
 from pipeline.bundle import supply
 from pipeline.bundle.layout import NAME, Blob, Bundle, Writer, written
 from pipeline.engine import local
@@ -176,7 +176,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 _WITHOUT_NETWORK = (
-    'ip link set lo up; [ -z "$(ip route)" ]; exec "$0" -m pipeline.bundle.check "$1"'
+    'ip link set lo up; [ -z "$(ip route)" ]; exec "$0" -m pipeline.bundle.check "$1" "$2"'
 )
 
 
@@ -225,7 +225,8 @@ def _without_network(
         "XDG_CACHE_HOME": str(folder / "cache"),
         "XDG_STATE_HOME": str(folder / "state"),
     }
-    shell = ("sh", "-ec", _WITHOUT_NETWORK, sys.executable, spec.target)
+    held = str(lock.FILE.absolute()) if spec.lock else ""
+    shell = ("sh", "-ec", _WITHOUT_NETWORK, sys.executable, spec.target, held)
     with subprocess.Popen(
         ["unshare", "--net", *shell],
         cwd=folder,

@@ -11,6 +11,7 @@ from pipeline.cli import (
     engine,
     host,
     image,
+    lock,
     matrix,
     proof,
     registry,
@@ -28,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 image.add_to(app)
+lock.add_to(app)
 matrix.add_to(app)
 proof.add_to(app)
 registry.add_to(app)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import takes_settings
+from pipeline.cli.options import AsJson, DryRun, Frozen, HeldTo, Target, takes_settings
 
 app = typer.Typer(
     help="All that a build takes, in one file, for places without a network.",
@@ -16,15 +16,11 @@ app = typer.Typer(
 )
 
 File = Annotated[Path, typer.Argument(help="The bundle.", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 
 
 def export(
     flags: dict[str, str],
-    target: Annotated[
-        str, typer.Argument(help="train (or full), devel, simple or ngc; default: SERVICE.")
-    ] = "",
+    target: Target = "",
     output: Annotated[
         Path, typer.Option("--output", "-o", help="File to write.", dir_okay=False)
     ] = Path("dist/bundle.tar"),
@@ -34,14 +30,16 @@ def export(
             "--check/--no-check", help="Build from it without any network before it is there."
         ),
     ] = True,
+    locked: HeldTo = False,
+    frozen: Frozen = False,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
     """Write image, base, packages, wheels and engine to one file, an OCI layout; print its path."""
     from pipeline import validate
-    from pipeline.cli.image import spec_of
+    from pipeline.cli.specs import mode_of, spec_of
 
-    settings, spec = spec_of(flags, target)
+    settings, spec = spec_of(flags, target, mode=mode_of(locked, frozen))
     validate.check_requirements(spec)
     if dry_run:
         typer.echo(f"{spec.variant} and all that it takes would go to {output}", err=True)

@@ -44,7 +44,7 @@ def machine(
 ) -> None:
     """Say how many cores and how much memory the engine has: whichever engine would build."""
     from pipeline import build
-    from pipeline.cli.image import spec_of
+    from pipeline.cli.specs import spec_of
 
     settings, spec = spec_of(flags, "simple")
     cores, memory = build.machine(spec, settings)

@@ -15,6 +15,7 @@ import typer
 if TYPE_CHECKING:
     from pipeline.build import Outcome
     from pipeline.fleet.build import Options, Wanted
+    from pipeline.lock import Mode
     from pipeline.spec import ImageSpec
 
 
@@ -30,72 +31,43 @@ class Asked:
     pull: bool
     dry_run: bool
     as_json: bool
+    mode: Mode
 
-
-def check_options(
-    target: str,
-    *,
-    matrix: bool,
-    only: Sequence[str] | None,
-    skip: Sequence[str] | None,
-    resume: bool,
-    held: str,
-) -> None:
-    """Refuse what goes with one image alone, or with a matrix alone, beside the other.
-
-    `held` is the option that holds a build to the lock, empty for none.
-    """
-    from pipeline.errors import ConfigError, Problem
-
-    if matrix and held:
-        why = "a matrix is not held to the lock: its cells are built as they are asked for"
-        step = f"leave it out, or build one image with {held}"
-        raise ConfigError([Problem(held, "yes", why, next_step=step)])
-    if matrix and target:
-        why = "images.toml says which targets are built"
-        step = f"leave it out, and choose by --only '{target}*'"
-        raise ConfigError([Problem("TARGET", target, why, next_step=step)])
-    if matrix:
-        return
-    given = {"--only": ", ".join(only or ()), "--skip": ", ".join(skip or ())}
-    given["--resume"] = "yes" if resume else ""
-    problems = [
-        Problem(name, value, "chooses among images, and one is built", next_step="add --matrix")
-        for name, value in given.items()
-        if value
-    ]
-    if problems:
-        raise ConfigError(problems)
+    @property
+    def held(self) -> tuple[str, ...]:
+        """The option that holds a build to the lock, if one does."""
+        return (f"--{self.mode}",) if self.mode else ()
 
 
 def build_matrix(flags: dict[str, str], asked: Asked, until: float) -> None:
     """Build the cells of a matrix; print the references of what is delivered.
 
     Raises:
-        ConfigError: the settings or the matrix are wrong.
+        ConfigError: the settings or the matrix are wrong, or the lock is of something else.
         NothingSelected: no cell is left.
         typer.Exit: a cell was not delivered; with the exit code of the worst.
 
     """
     from pipeline import publish
-    from pipeline.cli.matrix import planned
+    from pipeline.cli.specs import cells_of
     from pipeline.errors import interruptible
     from pipeline.fleet import build as fleet
     from pipeline.matrix import applied
 
-    settings, cells = planned(flags, asked.file, asked.only, asked.skip)
+    planned = cells_of(flags, asked.file, asked.only, asked.skip, asked.mode)
+    settings = planned.settings
     # Once for all that go to the same place: whether Docker answers can take seconds.
     destination = functools.cache(publish.destination)
     wanted = [
         fleet.Wanted(cell, own, destination(own.registry, own.image_name))
-        for cell in cells
+        for cell in planned.cells
         for own in [applied(settings, cell.settings)]
     ]
     given = {name: value for name, value in flags.items() if value}
     options = fleet.Options(
         variables=given,
         arguments=("--leave-env", *(["--force"] if asked.force else []),
-                   *(["--pull"] if asked.pull else [])),
+                   *(["--pull"] if asked.pull else []), *asked.held),
         words=_words(given, asked),
         until=until,
         resume=asked.resume,
@@ -120,10 +92,10 @@ def build_matrix(flags: dict[str, str], asked: Asked, until: float) -> None:
 
 def _words(given: dict[str, str], asked: Asked) -> tuple[str, ...]:
     """Return what the command of a single cell has beside its name; no password is among it."""
-    from pipeline.cli.matrix import FILE
+    from pipeline.cli.options import FILE
     from pipeline.settings import shown
 
-    words = [] if asked.file == FILE else ["--file", str(asked.file)]
+    words = [*asked.held, *([] if asked.file == FILE else ["--file", str(asked.file)])]
     for name, value in given.items():
         words += [f"--{name.lower().replace('_', '-')}", shown(value, name)]
     return tuple(words)

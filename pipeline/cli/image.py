@@ -12,24 +12,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.matrix import FILE, File, Only, Skip
-from pipeline.cli.options import takes_settings
+from pipeline.cli.options import (
+    FILE,
+    PANEL,
+    AsJson,
+    DryRun,
+    File,
+    Frozen,
+    HeldTo,
+    Only,
+    Skip,
+    Target,
+    check_matrix_options,
+    takes_settings,
+)
+from pipeline.cli.specs import mode_of, spec_of
 
 if TYPE_CHECKING:
     from pipeline import records
-    from pipeline.lock import Asked, Lock, Mode
     from pipeline.plan import Step
-    from pipeline.settings import Settings
     from pipeline.spec import ImageSpec
-    from pipeline.validate_source import Resolve
 
-PANEL = "Images"
-
-Target = Annotated[
-    str, typer.Argument(help="train (or full), devel, simple or ngc; default: SERVICE.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Force = Annotated[bool, typer.Option("--force", help="Deliver even what is already there.")]
 Deadline = Annotated[
     str,
@@ -41,13 +44,6 @@ Deadline = Annotated[
 ]
 Output = Annotated[
     Path, typer.Option("--output", "-o", help="Folder to write the wheels to.", file_okay=False)
-]
-HeldTo = Annotated[
-    bool,
-    typer.Option("--locked", help="Take what cresset.lock has; refuse what has moved since."),
-]
-Frozen = Annotated[
-    bool, typer.Option("--frozen", help="Take what cresset.lock has, and ask nobody what moved.")
 ]
 Pull = Annotated[bool, typer.Option("--pull", help="Make the bootstrapped base anew.")]
 Matrix = Annotated[
@@ -75,7 +71,6 @@ def add_to(app: typer.Typer) -> None:
     app.command("build-only", rich_help_panel=PANEL)(takes_settings(build_only))
     app.command(rich_help_panel=PANEL)(takes_settings(wheels))
     app.command(rich_help_panel=PANEL)(takes_settings(plan))
-    app.command(rich_help_panel=PANEL)(takes_settings(lock))
 
 
 def build(
@@ -127,15 +122,16 @@ def build_only(
     from pipeline.cli import fleet
 
     until = _until(deadline)
-    held = "--locked" if locked else "--frozen" if frozen else ""
-    fleet.check_options(target, matrix=matrix, only=only, skip=skip, resume=resume, held=held)
+    mode = mode_of(locked, frozen)
+    targets = [target] if target else []
+    check_matrix_options(targets, matrix=matrix, only=only, skip=skip, resume=resume)
     if matrix:
         asked = fleet.Asked(
-            tuple(only or ()), tuple(skip or ()), file, resume, force, pull, dry_run, as_json
+            tuple(only or ()), tuple(skip or ()), file, resume, force, pull, dry_run, as_json, mode
         )
         fleet.build_matrix(flags, asked, until)
         return {}
-    settings, spec = spec_of(flags, target, mode=mode_of(locked, frozen))
+    settings, spec = spec_of(flags, target, mode=mode)
     where = publish.destination(settings.registry, settings.image_name)
     outcome = None if force or pull else building.found(spec, where)
     there = outcome is not None
@@ -144,7 +140,7 @@ def build_only(
         validate.check_requirements(spec)
         _note_driver(spec)
     if dry_run:
-        _print_plan(spec, planning.plan(spec), as_json=as_json)
+        _print_plan(spec, planning.plan(spec, attest=settings.attest != "off"), as_json=as_json)
         state = "is already in" if outcome else "would go to"
         typer.echo(f"the image {state} {where.name}", err=True)
         return {}
@@ -248,63 +244,12 @@ def plan(
     settings, spec = spec_of(flags, target, mode=mode_of(locked, frozen))
     validate.check_requirements(spec)
     _note_driver(spec)
+    steps = planning.plan(spec, attest=settings.attest != "off")
     if mermaid:
-        typer.echo(planning.mermaid(planning.plan(spec)))
+        typer.echo(planning.mermaid(steps))
         return
     expected = records.expected(spec, store.store(settings))
-    _print_plan(spec, planning.plan(spec), as_json=as_json, expected=expected)
-
-
-def lock(
-    flags: dict[str, str],
-    targets: Annotated[
-        list[str] | None, typer.Argument(help="train, simple, or both; default: SERVICE.")
-    ] = None,
-    update: Annotated[
-        bool, typer.Option("--update", help="Ask everything anew, and show what moves.")
-    ] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; refuse what has moved.")
-    ] = False,
-    as_json: AsJson = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Write down in cresset.lock what the image is made of, for builds with --locked."""
-    from pipeline import build as building
-    from pipeline import lock as locks
-    from pipeline import relock
-    from pipeline.errors import ConfigError, Problem
-
-    if check:
-        if update or as_json or dry_run:
-            why = "it writes nothing, and ends with 2 where something has moved"
-            raise ConfigError([Problem("--check", "yes", why, next_step="leave the others out")])
-        for target in targets or [""]:
-            settings, spec = spec_of(flags, target, mode="locked", strict=True)
-            building.check(spec, settings)
-            typer.echo(f"{spec.variant} is as {locks.FILE} has it", err=True)
-        return
-    old = new = locks.read()
-    for target in targets or [""]:
-        asked = _asked(flags, target, lock=None if update else old)
-        new = relock.relocked(asked, new, _commit(asked.settings), update=update)
-        if asked.spec.variant not in new.image:
-            typer.echo(
-                f"note: the packages of {asked.spec.variant} are locked once its wheels are there: "
-                "`python -m pipeline wheels --locked`, then `lock` again",
-                err=True,
-            )
-    moves = locks.moves(old, new)
-    if moves and not dry_run:
-        locks.write(new)
-    if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(it) for it in moves]))
-    else:
-        for it in moves:
-            typer.echo(str(it))
-    done = "would change" if dry_run else "changed"
-    typer.echo(f"{locks.FILE}: {len(moves)} entries {done}" if moves
-               else f"{locks.FILE}: nothing moves", err=True)  # fmt: skip
+    _print_plan(spec, steps, as_json=as_json, expected=expected)
 
 
 def _until(deadline: str) -> float:
@@ -321,119 +266,6 @@ def _until(deadline: str) -> float:
             [Problem("--deadline", deadline, "not a time from now", allowed="170m, 5h or 5h30m")]
         )
     return time.time() + seconds if deadline else 0
-
-
-def mode_of(locked: bool, frozen: bool) -> Mode:
-    """Return how a build is held to the lock; ConfigError for both ways at once."""
-    from pipeline.errors import ConfigError, Problem
-
-    if locked and frozen:
-        why = "the one refuses what has moved, the other does not ask"
-        raise ConfigError([Problem("--locked", "--frozen", why, allowed="one of them")])
-    return "locked" if locked else "frozen" if frozen else ""
-
-
-def spec_of(
-    flags: dict[str, str],
-    target: str,
-    *,
-    wheels_only: bool = False,
-    mode: Mode = "",
-    strict: bool = False,
-) -> tuple[Settings, ImageSpec]:
-    """Return the settings and their spec, held to the lock where a mode says so.
-
-    With `strict` it is an error where nobody could be asked whether something has moved.
-    """
-    from pipeline import lock as locks
-
-    if not mode:
-        asked = _asked(flags, target, wheels_only=wheels_only)
-        return asked.settings, asked.spec
-    lock = locks.read()
-    asked = _asked(flags, target, wheels_only=wheels_only, lock=lock, ask=False)
-    spec = locks.held(asked.spec, lock, image=not wheels_only)
-    if mode == "locked":
-        _refuse_drift(asked, lock, strict=strict)
-    return asked.settings, spec
-
-
-def _refuse_drift(asked: Asked, lock: Lock, *, strict: bool) -> None:
-    from pipeline import lock as locks
-    from pipeline import publish
-    from pipeline.errors import PublishError
-
-    moved, unasked = locks.drift(
-        asked.spec,
-        lock,
-        [*asked.branches, *locks.tags(asked.spec)],
-        digest=publish.digest,
-        commit=_commit(asked.settings),
-    )
-    for text in unasked:
-        typer.echo(f"note: nobody knows whether it has moved: {text}", err=True)
-    if moved:
-        raise locks.LockError(moved)
-    if strict and unasked:
-        raise PublishError(
-            "whether something has moved is not known",
-            why="; ".join(map(str, unasked)),
-            next_step="run it again where they answer",
-        )
-
-
-def _commit(settings: Settings) -> Resolve:
-    from pipeline.host import repository
-
-    mirror = (settings.git_old, settings.git_new)
-    return lambda url, ref: repository.commit(url, ref, mirror)
-
-
-def _asked(
-    flags: dict[str, str],
-    target: str,
-    *,
-    wheels_only: bool = False,
-    lock: Lock | None = None,
-    ask: bool = True,
-) -> Asked:
-    """Return the spec of the settings, and each branch in it with its commit.
-
-    What a `lock` has of them is not asked for; without `ask` nothing is.
-    """
-    from pipeline import settings, validate, validate_source
-    from pipeline.errors import Problem
-    from pipeline.host import ca
-    from pipeline.host.gpu import capabilities
-    from pipeline.lock import Asked, resolver
-
-    loaded = settings.load(flags)
-    for note in loaded.notes:
-        typer.echo(f"note: {note}", err=True)
-    ca.trust(loaded.settings.ca_bundle)
-    known = resolver(lock) if lock else None
-    ask_for = _commit(loaded.settings)
-    branches: dict[tuple[str, str], str] = {}
-
-    def recorded(url: str, ref: str) -> str | Problem:
-        commit = known(url, ref) if known else ask_for(url, ref)
-        if ask and known and isinstance(commit, Problem):
-            commit = ask_for(url, ref)
-        if not isinstance(commit, Problem):
-            branches[url, ref] = commit
-        return commit
-
-    spec = validate.image_spec(
-        loaded.settings,
-        target,
-        gpus=capabilities,
-        resolve=recorded,
-        problems=loaded.problems,
-        wheels_only=wheels_only,
-    )
-    for note in validate_source.unread(loaded.settings, spec):
-        typer.echo(f"note: {note}", err=True)
-    return Asked(spec, loaded.settings, branches)
 
 
 def _note_driver(spec: ImageSpec) -> None:

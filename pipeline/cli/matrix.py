@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.options import takes_settings
+from pipeline.cli.options import (
+    FILE,
+    PANEL,
+    AsJson,
+    File,
+    Frozen,
+    HeldTo,
+    Only,
+    Skip,
+    takes_settings,
+)
+from pipeline.cli.specs import cells_of, mode_of
 
 if TYPE_CHECKING:
-    from pipeline.matrix import Cell, Matrix
-    from pipeline.settings import Loaded, Settings
+    from pipeline.matrix import Cell
+    from pipeline.settings import Settings
 
-PANEL = "Images"
-
-FILE = Path("images.toml")
 GITHUB_JOBS = 256
 """A matrix of GitHub makes no more jobs than these:
 https://docs.github.com/en/actions/reference/limits"""
-
-File = Annotated[Path, typer.Option("--file", help="File that names the images.", dir_okay=False)]
-Only = Annotated[
-    list[str] | None,
-    typer.Option("--only", metavar="GLOB", help="Only variants that fit; several are an or."),
-]
-Skip = Annotated[
-    list[str] | None, typer.Option("--skip", metavar="GLOB", help="No variants that fit.")
-]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -45,28 +43,40 @@ def matrix(
     missing: Annotated[
         bool, typer.Option("--missing", help="Only those that REGISTRY does not have.")
     ] = False,
+    unsigned: Annotated[
+        bool,
+        typer.Option(
+            "--unsigned", help="Only those that REGISTRY does not have, or that nobody has signed."
+        ),
+    ] = False,
+    locked: HeldTo = False,
+    frozen: Frozen = False,
     github: Annotated[
         bool, typer.Option("--github", help="Print a line for strategy.matrix of a workflow.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the images of images.toml, and which of them are in the registry already."""
     from pipeline.errors import ConfigError, Problem
 
-    settings, cells = planned(flags, file, only or (), skip or ())
-    if missing and not settings.registry:
+    planned = cells_of(flags, file, only or (), skip or (), mode_of(locked, frozen))
+    settings, cells = planned.settings, planned.cells
+    asks = "--missing" if missing else "--unsigned" if unsigned else ""
+    if asks and not settings.registry:
         raise ConfigError(
             [
                 Problem(
-                    "REGISTRY", "", "--missing asks a registry what it has, and none is named",
+                    "REGISTRY", "", f"{asks} asks a registry what it has, and none is named",
                     allowed="ghcr.io/team or localhost:5000", next_step="set REGISTRY",
                 )
             ]
         )  # fmt: skip
+    published = _published(cells, settings)
+    there = _signed(cells, settings, published) if unsigned else published
     rows = [
-        _row(cell, settings, published)
-        for cell, published in zip(cells, _published(cells, settings), strict=True)
-        if not (missing and published)
+        _row(cell, settings, it)
+        for cell, it, left_out in zip(cells, published, there, strict=True)
+        if not (asks and left_out)
     ]
     if github:
         if left := len(rows[GITHUB_JOBS:]):
@@ -76,73 +86,6 @@ def matrix(
         typer.echo(json.dumps(rows))
     else:
         _print_table(rows)
-
-
-def planned(
-    flags: dict[str, str], file: Path, only: Sequence[str], skip: Sequence[str]
-) -> tuple[Settings, tuple[Cell, ...]]:
-    """Return the user's settings and the cells that are left by the globs.
-
-    Raises:
-        ConfigError: every mistake in the settings and in the file.
-        NothingSelected: no cell is left.
-
-    """
-    from pipeline import matrix as planning
-    from pipeline import settings
-    from pipeline.errors import ConfigError
-    from pipeline.host import ca, repository
-    from pipeline.host.gpu import capabilities
-
-    loaded = settings.load(flags)
-    for note in loaded.notes:
-        typer.echo(f"note: {note}", err=True)
-    read = planning.read(file)
-    problems = [*loaded.problems, *_overruled(loaded, read)]
-    if problems:
-        raise ConfigError(problems)
-    ca.trust(loaded.settings.ca_bundle)
-    for note in _from_here(loaded, read):
-        typer.echo(f"note: {note}", err=True)
-    mirror = (loaded.settings.git_old, loaded.settings.git_new)
-    found = planning.cells(
-        read,
-        loaded.settings,
-        gpus=capabilities,
-        resolve=lambda url, ref: repository.commit(url, ref, mirror),
-    )
-    return loaded.settings, planning.select(found, only, skip)
-
-
-def _overruled(loaded: Loaded, read: Matrix) -> list[Any]:
-    """Return the problems of options that would change nothing, for the file sets the same."""
-    from pipeline.errors import Problem
-    from pipeline.settings import Origin, shown
-
-    return [
-        Problem(
-            f"--{name.lower().replace('_', '-')}",
-            shown(getattr(loaded.settings, name.lower()), name),
-            f"{read.file} sets {name} itself, so this would change nothing",
-            next_step="choose images by --only and --skip, or build one by `build`",
-        )
-        for name in sorted(read.names)
-        if loaded.origins[name] is Origin.FLAG
-    ]
-
-
-def _from_here(loaded: Loaded, read: Matrix) -> list[str]:
-    """Return what this machine sets that is part of every image which does not set it itself."""
-    from pipeline.settings import BASE, IMAGE, NAMES, SOURCES, Origin, group_of
-
-    return [
-        f"{name} is from {loaded.origins[name]}, and part of every image that {read.file} does not "
-        "set it for"
-        for name, field in NAMES.items()
-        if group_of(field) in {IMAGE, BASE, SOURCES}
-        and loaded.origins[name] in {Origin.SHELL, Origin.FILE}
-        and name not in read.settings
-    ]
 
 
 def _published(cells: Sequence[Cell], settings: Settings) -> list[bool | None]:
@@ -165,6 +108,24 @@ def _published(cells: Sequence[Cell], settings: Settings) -> list[bool | None]:
             asked[repository] = frozenset(publish.published(repository))
         answers.append(tags.key_tag(cell.spec) in asked[repository])
     return answers
+
+
+def _signed(
+    cells: Sequence[Cell], settings: Settings, published: Sequence[bool | None]
+) -> list[bool]:
+    """Return for each cell whether its registry has it, and somebody has signed it."""
+    from pipeline import tags
+    from pipeline.attest.attached import are_signed
+    from pipeline.matrix import applied
+
+    own = [applied(settings, cell.settings) for cell in cells]
+    places = [
+        (tags.repository(it.image_name, it.registry), tags.key_tag(cell.spec))
+        for cell, it in zip(cells, own, strict=True)
+    ]
+    there = [place for place, it in zip(places, published, strict=True) if it]
+    signed = are_signed(there)
+    return [place in signed for place in places]
 
 
 def _row(cell: Cell, settings: Settings, published: bool | None) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.image import PANEL, AsJson, Frozen, HeldTo, Target, mode_of, spec_of
-from pipeline.cli.options import takes_settings
+from pipeline.cli.options import PANEL, AsJson, Frozen, HeldTo, Target, takes_settings
+from pipeline.cli.specs import mode_of, spec_of
 
 Reference = Annotated[
     str, typer.Argument(metavar="REF", help="registry/name:tag, registry/name@sha256:…, or both.")

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.image import PANEL, AsJson
-from pipeline.cli.options import takes_settings
+from pipeline.cli.options import PANEL, AsJson, takes_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

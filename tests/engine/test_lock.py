@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -160,6 +161,32 @@ def test_another_version_of_apt_than_the_lock_has_is_not_delivered(
     assert "apt less=" in ran.err
     assert "allowed: 1-1" in ran.err
     assert "DEB_NEW" in ran.err
+
+
+def listed(checkout: Checkout, *args: str, **where: str) -> list[dict[str, Any]]:
+    """Return the cells of a matrix, as the verb prints them."""
+    found: list[dict[str, Any]] = json.loads(
+        succeeded(checkout.cresset("matrix", "--json", *args, **where)).out
+    )
+    return found
+
+
+def test_a_matrix_is_built_as_its_lock_has_it(checkout: Checkout, repository: str) -> None:
+    (checkout.path / "images.toml").write_text(
+        '[settings]\nSERVICE = "simple"\n[axes]\nTZ = ["UTC"]\n'
+    )
+    where = {"REGISTRY": repository, "ATTEST": "off", "ENGINES": "local"}
+    succeeded(checkout.cresset("lock", "--matrix", **where))
+    (cell,) = listed(checkout, "--frozen", **where)
+    report = succeeded(checkout.cresset("build", "--matrix", "--frozen", "--json", **where)).json
+    (built,) = report["cells"]
+    assert (built["state"], built["key"]) == ("delivered", cell["key"])
+    assert Pulled.of(built["ref"]).config["Labels"]["dev.cresset.key"] == cell["key"]
+    (there,) = listed(checkout, "--frozen", **where)
+    assert there["published"]
+    (unlocked,) = listed(checkout, **where)
+    assert not unlocked["published"]
+    succeeded(checkout.cresset("lock", "--matrix", "--check", **where))
 
 
 def test_wheels_are_held_to_the_commit_of_a_branch(checkout: Checkout, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pipeline.attest import attach, provenance, referrers, sbom, signing
-from pipeline.attest.attached import attached
+from pipeline.attest.attached import are_signed, attached
 from pipeline.attest.subject import Subject
 from pipeline.errors import PublishError
 from tests import services
@@ -188,6 +188,13 @@ def test_a_build_attaches_what_proves_the_image(
     assert not isinstance(read, str)
     assert read.tags[0] == TAG
     assert read.predicate.run_details.builder.version["dagger"].endswith("0.21.8")
+
+
+def test_which_images_somebody_has_signed_is_asked_at_once(original: Published) -> None:
+    signed, unsigned, none = (
+        (original.repository, it) for it in (TAG, original.unsigned, "of-no-image")
+    )
+    assert are_signed([unsigned, signed, none]) == {signed}
 
 
 def test_what_proves_an_image_is_attached_once(image: Published) -> None:

@@ -303,6 +303,7 @@ CELL = {
     "inputs.settings": "PYTHON_VERSION=3.13",
     "inputs.target": "simple",
     "inputs.force": "false",
+    "vars.HOLD": "",
     "secrets.CACHE_URL": "",
     "secrets.ENGINES": "",
 }
@@ -315,6 +316,7 @@ REF = {"ref": "registry/image@sha256:1"}
     [
         (CELL, "build-only simple", REF),
         (CELL | {"inputs.force": "true"}, "build-only simple --force", REF),
+        (CELL | {"vars.HOLD": "frozen"}, "build-only simple --frozen", REF),
         (WHEELS, "wheels", {}),
     ],
 )
@@ -381,7 +383,9 @@ def test_pins_are_renewed_and_what_moves_is_said(site: Site) -> None:
     site.is_ready()
     listed = {"torch": ["99.0.0"], "torchvision": []}
     with services.serving(index(listed)) as host:
-        ended = site.run("updates/propose: Renew the pins", environ={"INDEX_URL": f"http://{host}"})
+        ended = site.run(
+            "updates/propose: Renew the pins", {"vars.HOLD": ""}, {"INDEX_URL": f"http://{host}"}
+        )
     assert ended.code == 0, ended.err
     pins = re.compile(r"^([\w.-]+)==", re.MULTILINE)
     assert set(pins.findall(lock.read_text())) == set(pins.findall(had))
@@ -392,9 +396,10 @@ def test_pins_are_renewed_and_what_moves_is_said(site: Site) -> None:
 
 def test_a_lock_that_cannot_be_renewed_proposes_nothing(site: Site) -> None:
     (site.clone / "cresset.lock").write_text("none")
-    ended = site.run("updates/propose: Renew the pins", environ=DRY)
-    assert ended.code == 2, ended.err
-    assert "cresset.lock" in ended.err
+    for hold in ("", "frozen"):
+        ended = site.run("updates/propose: Renew the pins", {"vars.HOLD": hold}, DRY)
+        assert ended.code == 2, ended.err
+        assert "cresset.lock" in ended.err
 
 
 def test_newer_pins_are_proposed_as_one_pull_request(site: Site, origin: Path) -> None:
@@ -419,18 +424,24 @@ def test_newer_pins_are_proposed_as_one_pull_request(site: Site, origin: Path) -
         _git(site.clone, "branch", "--quiet", "-D", "updates/pins")
 
 
-def plan(site: Site, registry: str, force: str = "false") -> list[dict[str, str]]:
+def plan(site: Site, registry: str, force: str = "false", hold: str = "") -> list[dict[str, str]]:
     """Return the cells that the workflow makes jobs of, of the simple images alone."""
     values = {
         "steps.ready.outputs.registry": registry,
         "inputs.only": "simple-*",
         "inputs.skip": "*-jammy",
         "inputs.force": force,
+        "vars.HOLD": hold,
     }
     ended = site.run("images/plan: Plan", values)
     assert ended.code == 0, ended.err
     cells: list[dict[str, str]] = json.loads(ended.outputs["matrix"])["include"]
     return cells
+
+
+def test_a_plan_that_is_held_to_a_lock_says_what_that_lacks(site: Site) -> None:
+    with pytest.raises(AssertionError, match="lock --matrix` writes what is missing"):
+        plan(site, "localhost:9/team", hold="frozen")
 
 
 MATRIX = """\
@@ -462,12 +473,13 @@ def test_what_the_plan_says_is_built_published_signed_and_then_there(
     assert set(built.outputs) == {"ref"}
     ref = built.outputs["ref"]
     assert re.fullmatch(rf"{re.escape(repository)}/cresset:\S+@sha256:[0-9a-f]{{64}}", ref)
-    # What was planned is what was built, through a file of settings.
-    assert plan(site, repository) == []
+    # What was planned is what was built, through a file of settings; and nobody has signed it.
+    assert plan(site, repository) == [cell]
     assert plan(site, repository, force="true") == [cell]
     again = site.run("link/work: Build or compile", values)
     assert (again.code, again.outputs) == (0, built.outputs), again.err
     _sign(site, values | {"needs.build.outputs.ref": ref})
+    assert plan(site, repository) == []
     ended = site.run("images/page: Write the page of tags", values)
     assert ended.code == 0, ended.err
     job = workflows.read(ROOT / ".github/workflows/images.yml")["jobs"]["page"]

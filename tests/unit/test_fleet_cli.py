@@ -68,8 +68,11 @@ def test_nothing_selected_is_its_own_exit_code(checkout: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (("build", "simple", "--matrix"), "TARGET='simple': images.toml says which targets"),
-        (("build-only", "--only", "x*"), "--only='x*': chooses among images, and one is built"),
+        (
+            ("build", "simple", "--matrix"),
+            "TARGET='simple': images.toml says which",
+        ),
+        (("build-only", "--only", "x*"), "--only='x*': chooses among images, and this is one"),
         (("build-only", "--resume"), "--resume='yes'"),
     ],
 )
@@ -83,12 +86,13 @@ def test_options_that_do_not_go_together_are_refused(
 
 
 def test_the_command_to_repeat_a_cell_has_no_password_in_it() -> None:
-    asked = verbs.Asked((), (), Path("x.toml"), False, False, False, False, False)
+    asked = verbs.Asked((), (), Path("x.toml"), False, False, False, False, False, "frozen")
     words = verbs._words({"CACHE_URL": "redis://:secret@host:1", "TZ": "UTC"}, asked)
     again = report.command("simple-py313-trixie", words)
     assert "secret" not in again
     assert again.startswith("python -m pipeline build-only --matrix --only simple-py313-trixie")
     assert "--file x.toml" in again
+    assert "--frozen" in again
     assert "--tz UTC" in again
 
 

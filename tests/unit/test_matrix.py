@@ -13,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import settings as how
 from hypothesis import strategies as st
 
+from pipeline import lock as locks
 from pipeline import matrix, plan, publish, tags, validate
 from pipeline.compat import lookup, tables
 from pipeline.errors import ConfigError, NothingSelected, Problem
@@ -22,6 +23,7 @@ from pipeline.settings import NAMES, Settings, load
 from pipeline.spec import Arch, ImageSpec, WheelSpec
 from tests.unit.running import ROOT, Result, run
 from tests.unit.specs import spec
+from tests.unit.test_lock import lock_of
 
 WHEELS = """
 [axes]
@@ -308,6 +310,50 @@ def test_a_workflow_gets_one_line_of_flat_entries() -> None:
     assert entry["variant"] == VARIANTS[0]
     words = entry["settings"].splitlines()
     assert words == ["PYTHON_VERSION=3.12", "CUDA_VERSION=13.0"]
+
+
+@pytest.mark.usefixtures("checkout")
+def test_an_image_that_nobody_signed_is_not_there_for_whoever_signs() -> None:
+    repository, tag = "localhost:5000/cresset", f"key-{spec('simple').key}"
+    there = {repository: [tag]}
+    for signed in (False, True):
+        said = frozenset({(repository, tag)} if signed else ())
+        with mock.patch("pipeline.attest.attached.are_signed", return_value=said):
+            _, out = in_checkout(*REGISTRY, "--json", "--unsigned", published=there)
+        assert [row["variant"] for row in json.loads(out)] == VARIANTS[: 3 if signed else 4]
+
+
+@pytest.mark.usefixtures("checkout")
+def test_a_matrix_is_held_to_the_lock_of_all_its_images() -> None:
+    (unlocked,) = json.loads(listed("--json", "--only", "simple*").out)
+    missing = listed("--frozen")
+    assert (missing.code, missing.out) == (2, "")
+    assert "`python -m pipeline lock --matrix` writes what is missing" in missing.err
+    assert missing.err.count("simple-py313-trixie") == 1
+
+    made = spec("simple")
+    locks.write(lock_of(made))
+    (row,) = json.loads(listed("--json", "--only", "simple*", "--frozen").out)
+    assert row["key"] == locks.held(made, lock_of(made)).key != unlocked["key"]
+    assert row["variant"] == unlocked["variant"]
+    again = run("lock", "--matrix", "--only", "simple*")
+    assert (again.code, again.out) == (0, ""), again.err
+    assert "nothing moves" in again.err
+
+
+@pytest.mark.usefixtures("checkout")
+def test_a_matrix_with_images_that_no_lock_holds_is_refused_once_for_all() -> None:
+    Path("images.toml").write_text("""
+        [settings]
+        SERVICE = "ngc"
+        [axes]
+        month = [{ NGC_YEAR = "25", NGC_MONTH = "09" }, { NGC_YEAR = "26", NGC_MONTH = "02" }]
+    """)
+    for verb in ("lock", "build-only"):
+        refusal = run(verb, "--matrix", *(["--locked"] if verb != "lock" else []))
+        assert refusal.code == 2
+        assert refusal.err.count("a lock does not hold what is installed") == 1
+        assert "--skip leaves it out" in refusal.err
 
 
 @pytest.mark.usefixtures("checkout")
