@@ -46,6 +46,8 @@ _READ_SECONDS: Final = 120.0
 _TRIES: Final = 4
 _END_SECONDS: Final = 30.0
 _PAGE = re.compile(r"/(index|extra|torch)/([A-Za-z0-9._-]+)/?")
+# A proxy for all of http would be a way to what only this machine reaches.
+_APT = re.compile(r"http://[^/]+/(.+/)?(dists|pool)/.+")
 _FILE = re.compile(r"/files/([0-9a-f]{64})/([^/]+)")
 
 
@@ -178,6 +180,10 @@ class Recorder:
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_maxsize=32, max_retries=retry))
 
+    def close(self) -> None:
+        """Close the connections that were kept for more."""
+        self._session.close()
+
     @property
     def indexes(self) -> frozenset[str]:
         return frozenset(name for name, url in self._urls.items() if url)
@@ -189,7 +195,7 @@ class Recorder:
             return self._file(found[1], found[2])
         if target.startswith("/npm/"):
             return self._from_npm(target.removeprefix("/npm/"))
-        if target.startswith("http://"):
+        if _APT.fullmatch(target):
             return self._kept(target, "apt", target, "")
         return Answer(HTTPStatus.NOT_FOUND, size=0)
 

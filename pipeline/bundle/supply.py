@@ -96,5 +96,8 @@ def taken(settings: Settings, torch_index: str, writer: Writer, folder: Path) ->
         torch_index,
         settings.npm_registry or NPM,
     )
-    with TemporaryDirectory(dir=folder, prefix=".bundle-") as partial:
-        yield Taken(writer, Path(partial), Recorder(upstream, writer, Path(partial)))
+    with (
+        TemporaryDirectory(dir=folder, prefix=".bundle-") as partial,
+        contextlib.closing(Recorder(upstream, writer, Path(partial))) as recorder,
+    ):
+        yield Taken(writer, Path(partial), recorder)

@@ -17,7 +17,7 @@ from anyio import to_thread
 from anyio.abc import TaskGroup
 
 from pipeline import publish, store, summary
-from pipeline.errors import EngineError, Interrupted, Unfinished
+from pipeline.errors import EngineError, Interrupted, Terminated, Unfinished
 from pipeline.fleet import child, handout, report
 from pipeline.fleet import engines as fleet
 from pipeline.fleet.engines import Engine, Machine
@@ -173,7 +173,8 @@ class _Run:
     state: handout.State | None = None
     wanted: Mapping[str, Wanted] = field(default_factory=dict)
     stored: frozenset[str] = frozenset()
-    interrupted: bool = False
+    stopped_by: type[Interrupted] | None = None
+    """By whom, if somebody has: Ctrl-C, or what ends services."""
     _group: TaskGroup | None = None
     """Of children, and of what asks and watches over engines."""
     _changed: anyio.Event = field(default_factory=anyio.Event)
@@ -207,8 +208,8 @@ class _Run:
 
     async def _listen(self, work: anyio.CancelScope) -> None:
         with anyio.open_signal_receiver(*_ENDINGS) as signals:
-            async for _ in signals:
-                self.interrupted = True
+            async for number in signals:
+                self.stopped_by = Terminated if number == signal.SIGTERM else Interrupted
                 self.view.note("stopping: every build ends in good order")
                 work.cancel()
 
@@ -396,10 +397,9 @@ class _Run:
             fleet.keep(self.state.holds)
         for row in rows:
             if row.state in (report.WAITING, report.BUILDING):
-                stopped = Interrupted if self.interrupted else Unfinished
-                row.code = stopped.exit_code
-                row.state = report.INTERRUPTED if self.interrupted else report.UNFINISHED
-                row.why = "" if self.interrupted else "the deadline came before its turn"
+                row.code = (self.stopped_by or Unfinished).exit_code
+                row.state = report.INTERRUPTED if self.stopped_by else report.UNFINISHED
+                row.why = "" if self.stopped_by else "the deadline came before its turn"
             if row.state not in report.GOOD:
                 row.command = report.command(row.variant, self.options.words)
         made = report.Report(

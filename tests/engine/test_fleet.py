@@ -6,13 +6,15 @@ two of their own, which begin with nothing, and are slow.
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shutil
 import signal
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import pytest
 
 from pipeline.engine import local
 from tests import services
-from tests.engine.conftest import Checkout, Pulled, Running, tags
+from tests.engine.conftest import Checkout, Pulled, Ran, Running, tags
 from tests.engine.machines import Machine, forwarding, machine
 
 pytestmark = pytest.mark.engine
@@ -233,43 +235,107 @@ def compiled(report: dict[str, Any]) -> Counter[str]:
     return Counter(it["key"] for cell in report["cells"] for it in cell.get("compiled", ()))
 
 
+def until_half(running: Running, host: str) -> str:
+    """Wait until half of twelve are delivered and an engine builds; return what was said."""
+    assert running.process.stderr is not None
+    said, done = [], 0
+    builds: set[str] = set()
+    for line in running.process.stderr:
+        said.append(line)
+        done += bool(re.match(r"\S+: delivered by ", line))
+        if match := re.match(rf"(\S+): (building|delivered) by {re.escape(host)}", line):
+            (builds.add if match[2] == "building" else builds.discard)(match[1])
+        if done >= 6 and builds:
+            return "".join(said)
+    raise AssertionError("".join(said))
+
+
+@dataclass(frozen=True)
+class Team:
+    """What builds the twelve cells: machines, and a registry and a Redis for all of them."""
+
+    checkout: Checkout
+    repository: str
+    machines: list[Machine]
+
+    def build(self) -> Ran:
+        """Build what is missing."""
+        return self.checkout.cresset(*BUILD)
+
+
+@contextlib.contextmanager
+def team(
+    checkout: Checkout, folder: Path, *numbers: int, redis: str | None = None
+) -> Iterator[Team]:
+    """Yield a team of machines that have built nothing; with its registry, all of it goes."""
+    folder.mkdir()
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        host = stack.enter_context(services.registry(folder))
+        found = [stack.enter_context(machine(it, folder / f"m{it}", host)) for it in numbers]
+        env = {
+            "REGISTRY": f"{host}/twelve",
+            "ENGINES": " ".join(it.host for it in found),
+            "CACHE_URL": redis or stack.enter_context(services.redis(folder)),
+            # With one job each, two engines on one machine are what two machines are to each other.
+            "MAX_JOBS": "1",
+        }
+        own = replace(checkout, environment={**checkout.environment, **env})
+        yield Team(own, env["REGISTRY"], found)
+
+
 @pytest.mark.slow
 @pytest.mark.hours
 def test_twelve_cells_by_two_engines_compile_nothing_twice(
-    checkout: Checkout, registry: str, tmp_path: Path, figure: Callable[[str], None]
+    checkout: Checkout, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:
-    # With one job each, two engines on one machine are what two machines are to each other.
     images(checkout, TWELVE)
     took = {}
-    for name, numbers in (("two", (4, 5)), ("one", (6,))):
-        (tmp_path / name).mkdir()
-        repository = f"{registry}/{name}"
-        with ExitStack() as stack:
-            redis = stack.enter_context(services.redis(tmp_path / name))
-            fleet = [
-                stack.enter_context(machine(it, tmp_path / f"m{it}", registry)) for it in numbers
-            ]
-            env = {
-                "REGISTRY": repository,
-                "ENGINES": " ".join(it.host for it in fleet),
-                "CACHE_URL": redis,
-                "MAX_JOBS": "1",
-            }
-            own = replace(checkout, environment={**checkout.environment, **env})
-            ran = own.cresset(*BUILD)
-            assert ran.code == 0, ran.err
-            assert len(ran.json["cells"]) == 12
-            all_delivered(ran.json, repository)
-            counts = compiled(ran.json)
-            assert len(counts) == 4, counts
-            assert set(counts.values()) == {1}, "compiled twice"
-            took[name] = ran.seconds
-            figure(f"{name}: {ran.seconds:.0f} s, cells by engine {by_engine(ran.json)}")
-            again = own.cresset(*BUILD)
-            assert set(states(again.json).values()) == {"there already"}
-            assert compiled(again.json) == Counter()
-            figure(f"{name}, the second run: {again.seconds:.1f} s, nothing built")
-    figure(f"two engines take {took['two'] / took['one']:.0%} of the time of one")
+
+    def built(name: str, by: Team) -> None:
+        ran = by.build()
+        assert ran.code == 0, ran.err
+        assert len(ran.json["cells"]) == 12
+        all_delivered(ran.json, by.repository)
+        counts = compiled(ran.json)
+        assert len(counts) == 4, counts
+        assert set(counts.values()) == {1}, "compiled twice"
+        took[name] = ran.seconds
+        figure(f"{name}: {ran.seconds:.0f} s, cells by engine {by_engine(ran.json)}")
+        again = by.build()
+        assert set(states(again.json).values()) == {"there already"}
+        assert compiled(again.json) == Counter()
+        figure(f"{name}, the second run: {again.seconds:.2f} s, nothing built")
+
+    with team(checkout, tmp_path / "two", 4, 5) as two:
+        built("two engines", two)
+    with services.redis(tmp_path) as redis:
+        with team(checkout, tmp_path / "one", 6, redis=redis) as one:
+            built("one engine", one)
+        figure(f"two take {took['two engines'] / took['one engine']:.0%} of the time of one")
+        with team(checkout, tmp_path / "killed", 7, 8, redis=redis) as both:
+            one_killed_half_way(both, figure)
+
+
+def one_killed_half_way(by: Team, figure: Callable[[str], None]) -> None:
+    """Build the twelve cells by two engines, one of which goes; what they compiled is cached."""
+    _, second = by.machines
+    running = by.checkout.start(*BUILD)
+    said = until_half(running, second.host)
+    second.kill()
+    ran = running.end()
+    assert ran.code == 0, ran.err
+    assert f"waiting by {second.host}" in ran.err
+    assert "went away" in ran.err
+    all_delivered(ran.json, by.repository)
+    assert set(compiled(ran.json).values()) == {1}
+    cells = by_engine(ran.json)
+    assert sum(cells.values()) == 12
+    by_second = re.findall(rf"delivered by {re.escape(second.host)}", said + ran.err)
+    assert cells[second.host] == len(by_second)
+    figure(f"one of two killed with six delivered: {ran.seconds:.0f} s, cells by engine {cells}")
+    again = by.build()
+    assert set(states(again.json).values()) == {"there already"}
 
 
 def test_the_twelve_cells_are_what_they_are_said_to_be(checkout: Checkout) -> None:

@@ -195,6 +195,15 @@ def test_only_what_is_in_it_is_answered(bundle: Bundle) -> None:
         assert replay.answer(other).status == 404
 
 
+def test_an_export_is_no_way_to_what_only_its_machine_reaches(tmp_path: Path) -> None:
+    with layout.written(tmp_path / "it.tar") as writer:
+        recorder = packages.Recorder(packages.Upstream(packages.URL), writer, tmp_path)
+        for path in ("latest/meta-data", "", "pool", "dists/", "a?b=/pool/"):
+            assert recorder.answer(f"http://169.254.169.254/{path}").status == 404
+        recorder.close()
+        writer.close({})
+
+
 JSON = json.dumps(
     {
         "files": [
