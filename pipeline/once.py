@@ -49,11 +49,14 @@ class Once:
         others have the answer of those.
         """
         answer: T
-        readers = self._readers.setdefault((function, *args, *kwargs.items()), {})
-        for reader in readers.values():
-            values = reader.values(settings)
-            if values in reader.answers:
-                answer = reader.answers[values]
+        call = (function, *args, *kwargs.items())
+        readers = self._readers.get(call)
+        if readers is None:
+            readers = self._readers[call] = {}
+        for known in readers.values():
+            values = known.values(settings)
+            if values in known.answers:
+                answer = known.answers[values]
                 return answer
         if self._common is None:
             self._common = {
@@ -62,7 +65,9 @@ class Once:
         watched = _Watched(settings, self._common)
         answer = function(cast("S", watched), *args, **kwargs)
         names = tuple(vars(watched))[len(self._common) + 1 :]
-        reader = readers.setdefault(names, _Reader(names))
+        reader = readers.get(names)
+        if reader is None:
+            reader = readers[names] = _Reader(names)
         reader.answers[reader.values(settings)] = answer
         return answer
 

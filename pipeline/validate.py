@@ -102,8 +102,10 @@ def image_spec(
         )
     packages = once(_packages, folder, below.python)
     mistakes += packages.problems
-    written = dict.fromkeys(_as_written(problem, settings) for problem in mistakes)
-    found = [*problems, *(problem for problem in written if problem.field not in mistakes.wrong)]
+    found = list(problems)
+    if mistakes:
+        written = dict.fromkeys(_as_written(problem, settings) for problem in mistakes)
+        found += (problem for problem in written if problem.field not in mistakes.wrong)
     if found or below.base is None or below.distribution is None:
         raise ConfigError(found)
     return ImageSpec(

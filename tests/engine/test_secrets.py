@@ -16,7 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
+from pipeline.bundle.packages import NPM
 from pipeline.engine import local
 from tests import services
 from tests.engine.conftest import Checkout, Pulled, Ran, make_wheel, new_name
@@ -40,6 +43,35 @@ def private_registry(folder: Path, password: str) -> Iterator[str]:
     htpasswd.write_text(f"{USER}:{hashed}\n")
     with services.registry(folder, htpasswd=htpasswd) as host:
         yield host
+
+
+@contextmanager
+def npm_registry(login: str) -> Iterator[str]:
+    """Serve what npm's own registry has to who knows the login; yield the URL with it."""
+    basic = f"Basic {base64.b64encode(login.encode()).decode()}"
+
+    def answer(request: services.Asked) -> services.Answer:
+        if request.headers.get("Authorization") != basic:
+            return services.Answer(401, headers={"WWW-Authenticate": 'Basic realm="tests"'})
+        return services.Answer(302, headers={"Location": NPM.rstrip("/") + request.path})
+
+    with services.serving(answer, services.own_address()) as host:
+        yield f"http://{login}@{host}/"
+
+
+def signing_key(folder: Path, known: Secrets) -> tuple[str, str]:
+    """Make a key to sign with, encrypted; return its file, and its password."""
+    key, password = ec.generate_private_key(ec.SECP256R1()), known.new("COSIGN_PASSWORD")
+    number = key.private_numbers().private_value.to_bytes(32, "big")
+    known.values["the key itself"] = number.hex()
+    known.values["the key in base64"] = base64.b64encode(number)[4:-4].decode()
+    form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    opened = serialization.BestAvailableEncryption(password.encode())
+    pem = key.private_bytes(*form, opened)
+    known.values["its file"] = pem.splitlines()[3].decode()
+    file = folder / "sign.key"
+    file.write_bytes(pem)
+    return str(file), password
 
 
 def log_in(checkout: Checkout, host: str, password: str) -> None:
@@ -137,8 +169,10 @@ def test_an_image_holds_none_of_what_it_was_made_with(
         proxy(known.login("proxy")) as way_out,
         services.package_index(known.login("INDEX_URL")) as index,
         services.package_index(known.login("EXTRA_INDEX_URL")) as extra,
+        npm_registry(known.login("NPM_REGISTRY")) as npm,
         watched(known) as seen,
     ):
+        key, opened_by = signing_key(tmp_path, known)
         address = services.own_address()
         for it in (index, extra):
             wheel = make_wheel(tmp_path, new_name())
@@ -155,6 +189,9 @@ def test_an_image_holds_none_of_what_it_was_made_with(
                 "INDEX_URL": index.url,
                 "EXTRA_INDEX_URL": extra.url,
                 "TRUSTED_HOST": address,
+                "NPM_REGISTRY": npm,
+                "SIGN_KEY": key,
+                "COSIGN_PASSWORD": opened_by,
                 "REGISTRY": registry,
             },
         )
@@ -176,7 +213,10 @@ def test_an_image_holds_none_of_what_it_was_made_with(
             **dict(folder(state / "cresset/logs")),
             **dict(folder(checkout.path)),
             **dict(image(ran.json["ref"], f"{USER}:{password}")),
+            # With what is attached to the image: SBOM, provenance, signatures.
+            **dict(folder(tmp_path / "data")),
         }
+    assert "signed by the key of SIGN_KEY" in ran.err
     assert seen == []
     assert still == []
     assert left(known, places) == []
