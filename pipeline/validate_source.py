@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -72,6 +72,19 @@ def kind(settings: Settings, part: str) -> str:
 def compiles(settings: Settings) -> bool:
     """Say whether anything is compiled."""
     return kind(settings, "TORCH") != "index" or kind(settings, "VISION") != "index"
+
+
+def at_commits(settings: Settings, commits: Mapping[tuple[str, str], str]) -> dict[str, str]:
+    """Return what to set, so that each branch in the settings is the commit that it stood at.
+
+    `commits` are by URL and branch. Nobody is asked again where a branch stands then.
+    """
+    named = {
+        part: (getattr(settings, f"{part.lower()}_url") or url,
+               getattr(settings, f"{part.lower()}_ref"))
+        for part, url in _UPSTREAM.items()
+    }  # fmt: skip
+    return {f"{part}_REF": commits[branch] for part, branch in named.items() if branch in commits}
 
 
 _READ_BY = {

@@ -123,12 +123,12 @@ def stored(wanted: Sequence[Wanted]) -> frozenset[str]:
 def build(wanted: Sequence[Wanted], settings: Settings, options: Options) -> Report:
     """Build every cell that is not there yet; return how each ended.
 
-    One that fails keeps no other from being built. Standard error shows what runs.
+    One that fails keeps no other from being built. Standard error shows what runs. Ctrl-C and
+    SIGTERM end what runs in good order, and are the report's exit code: 130, 143.
 
     Raises:
         EngineError: ENGINES is empty, and there is no engine.
         PublishError: a registry cannot be asked what it has.
-        Interrupted: Ctrl-C; the report is written all the same, and nothing runs any more.
 
     """
     begun = time.monotonic()
@@ -319,6 +319,8 @@ class _Run:
         elif ended.code == 0:
             self.state = handout.delivered(self.state, cell)
             row.result, row.error, row.code = ended.said, {}, 0
+            # Another than was planned where a working tree was edited since.
+            row.key = str(ended.said.get("key", row.key))
         else:
             error = ended.said.get("error") or _unsaid(ended.code)
             row.error, row.code = error, ended.code
@@ -391,7 +393,10 @@ class _Run:
                         scope.cancel()
 
     def ended(self, begun: float) -> Report:
-        """Return the report, kept and appended to the step summary."""
+        """Return the report, kept and appended to the step summary.
+
+        Where it cannot be kept, standard error says so: whoever waits for it has it all the same.
+        """
         rows = list(self.rows.values())
         if self.state:
             fleet.keep(self.state.holds)
@@ -408,7 +413,10 @@ class _Run:
             time.monotonic() - begun,
             handout.exit_code([row.code for row in rows]),
         )
-        report.keep(self.folder, made)
+        try:
+            report.keep(self.folder, made)
+        except OSError as error:
+            self.view.note(f"note: the report is not kept, so no --resume knows of it: {error}")
         good = sum(row.state in report.GOOD for row in rows)
         title = f"{good} of {len(rows)} images delivered in {made.seconds:.0f} s"
         summary.append(title, [row.as_json() for row in rows])
