@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.attest import proof
 from pipeline.engine import select
 from pipeline.fleet import build as fleet
 from pipeline.fleet import engines, report
@@ -228,6 +229,15 @@ def test_resume_asks_nobody_for_what_the_last_run_delivered() -> None:
     made, _ = run(cells, options=fleet.Options(resume=True))
     assert states(made) == dict.fromkeys("ab", "there already")
     assert made.rows[1].result["ref"] == "registry/b@sha256:1"
+
+
+def test_what_is_there_without_its_proof_is_handed_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proof, "lacks_proof", lambda _, where, __: where.cell == "a")
+    made, _ = run(wanted(("a", "b"), a="deliver", b="deliver"))
+    assert states(made) == {"a": "delivered", "b": "there already"}
+    assert [cell for cell, _ in handed(tmp_path)] == ["a"]
 
 
 def test_force_builds_what_is_there() -> None:
