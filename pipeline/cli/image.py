@@ -161,7 +161,7 @@ def build_only(
         from pipeline.attest import proof
 
         typer.echo(f"nothing to do: {spec.variant} is in {where.name} already", err=True)
-        if proof.lacks_signature(settings, where, outcome.delivered):
+        if proof.lacks_proof(settings, where, outcome.delivered):
             proof.attest_published(spec, settings, where, again=False)
     fleet.summarize(outcome, there=there)
     image = outcome.delivered.image

@@ -91,12 +91,23 @@ async def _end(process: Process) -> None:
     for number, seconds in _PATIENCE:
         if process.returncode is not None:
             break
-        _signal(process, number)
+        _signal(process.pid, number)
         with anyio.move_on_after(seconds):
             await process.wait()
-    _signal(process, signal.SIGTERM)
+    _signal(process.pid, signal.SIGTERM)
 
 
-def _signal(process: Process, number: signal.Signals) -> None:
+def end(process: subprocess.Popen[str]) -> None:
+    """Do the same where nothing else goes on; the child leads a group of its own."""
+    for number, seconds in _PATIENCE:
+        if process.poll() is not None:
+            break
+        _signal(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+    _signal(process.pid, signal.SIGTERM)
+
+
+def _signal(group: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
+        os.killpg(group, number)

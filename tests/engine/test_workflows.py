@@ -502,7 +502,7 @@ def _sign(site: Site, values: dict[str, str]) -> None:
     signed = site.run("image/attest: Sign", values | none, token)
     assert signed.code == 0, signed.err
     said = [line.split()[1] for line in signed.stood_in]
-    assert (said[0], said[-1]) == ("sign", "verify")
+    assert (said[0], said[-2:]) == ("attest", ["sign", "verify"])
     assert site.run("image/attest: Verify what everybody pulls", values | none).code == 0
 
 

@@ -20,6 +20,7 @@ from unittest import mock
 
 import pytest
 
+from pipeline.attest import proof
 from pipeline.engine import select
 from pipeline.fleet import build as fleet
 from pipeline.fleet import engines, report
@@ -300,6 +301,15 @@ def test_old_runs_go_but_those_that_may_still_run(tmp_path: Path) -> None:
     assert left == {f"2020{number:02}" for number in range(25)} - {"202000", "202001", "202003"} | {
         new.name
     }
+
+
+def test_what_is_there_without_its_proof_is_handed_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proof, "lacks_proof", lambda _, where, __: where.cell == "a")
+    made, _ = run(wanted(("a", "b"), a="deliver", b="deliver"))
+    assert states(made) == {"a": "delivered", "b": "there already"}
+    assert [cell for cell, _ in handed(tmp_path)] == ["a"]
 
 
 def test_force_builds_what_is_there() -> None:
