@@ -175,7 +175,8 @@ def test_an_engine_that_dies_gives_its_cells_to_another(
         "tcp://one:1": False,
         "tcp://two:1": True,
     }
-    assert "tcp://two:1 went away: refused" in said
+    # What its build says, or what the engine itself, whichever is heard first.
+    assert re.search(r"tcp://two:1 went away: (refused|it was killed)", said)
 
 
 def dying(tmp_path: Path) -> Any:
