@@ -67,7 +67,7 @@ test: $(TESTABLE)  ## Lint, type-check and test, on the real engine too.
 test-slow: $(TESTABLE)  ## The tests that take longer.
 	@command -v npm >/dev/null || (apt-get update -q && apt-get install -q -y --no-install-recommends npm)
 	@.venv/bin/pytest -m "slow and not hours"
-test-torch: $(TESTABLE)  ## Compile PyTorch itself, for hours; cut off, it goes on where it stopped.
+test-torch: $(TESTABLE)  ## The tests of hours: PyTorch compiled, which goes on where it stopped, and twelve images by two engines.
 	@.venv/bin/pytest -m hours -s
 lint: $(READY)  ## Lint and type-check.
 	@.venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy

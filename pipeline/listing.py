@@ -133,7 +133,7 @@ def _made(text: str) -> date | None:
 def _sbom(repository: str, digest: str) -> str:
     """Return the URL of the SBOM that is attached to an image, empty without one."""
     host, _, path = repository.partition("/")
-    scheme = "http" if host.partition(":")[0] in {"localhost", "127.0.0.1"} else "https"
+    scheme = "http" if publish.is_plain(host) else "https"
     for it in referrers.referrers(repository, digest):
         manifest = referrers.manifest(repository, it["digest"])
         for layer in (manifest.read.get("layers") or ()) if manifest else ():

@@ -23,7 +23,18 @@ from pipeline import reqs, tags, validate
 from pipeline.errors import ConfigError, NothingSelected, Problem
 from pipeline.lock import Lock
 from pipeline.once import Once
-from pipeline.settings import ENGINE, NAMES, START, Settings, accepted, group_of, shown
+from pipeline.settings import (
+    COMPILE,
+    DELIVERY,
+    ENGINE,
+    MIRRORS,
+    NAMES,
+    START,
+    Settings,
+    accepted,
+    group_of,
+    shown,
+)
 from pipeline.spec import Arch, ImageSpec
 from pipeline.validate_source import Resolve, unresolved
 
@@ -34,6 +45,11 @@ FILE: Final = Path("images.toml")
 _TABLES: Final = ("settings", "axes", "exclude", "include")
 _SHOWN: Final = 20
 """How many groups of refused combinations an error spells out."""
+
+_IN_NO_KEY: Final = frozenset(
+    name for name, field in NAMES.items() if group_of(field) in {COMPILE, DELIVERY, MIRRORS}
+) - {"COMPRESSION", "DEB_NEW", "DEB_OLD", "TORCH_FLAGS"}
+"""Settings of how an image is made and where it goes, which two cells cannot differ in alone."""
 
 Assignment = Mapping[str, str]
 """Settings by the names users know."""
@@ -277,12 +293,14 @@ def cells(
 
     Raises:
         ConfigError: every combination that cannot be built and is not excluded, every exclude
-            that excludes nothing, and every name that two images would have.
+            that excludes nothing, every image that would be made or go elsewhere a second time,
+            and every name that two images would have.
 
     """
     problems = _idle_excludes(matrix)
     once = Once(name.lower() for name in matrix.differing)
     made: dict[str, Cell] = {}
+    again: list[tuple[str, Cell, Cell]] = []
     refused: list[tuple[Assignment, tuple[Problem, ...]]] = []
     with _all_kept():
         for where, chosen in _combinations(matrix):
@@ -297,8 +315,12 @@ def cells(
                 else:
                     refused.append((chosen, error.problems))
                 continue
-            made.setdefault(spec.key, Cell(own, spec))
+            cell = Cell(own, spec)
+            first = made.setdefault(spec.key, cell)
+            if first is not cell:
+                again.append((where, first, cell))
     problems += _refusals(matrix, refused)
+    problems += _repeats(matrix, again, settings)
     problems += _shared_names(tuple(made.values()), settings)
     if problems:
         raise ConfigError(problems)
@@ -332,9 +354,16 @@ def select(
     """Return the cells whose variant fits one of the globs `only`, if any, and none of `skip`.
 
     Raises:
-        NothingSelected: no cell is left.
+        NothingSelected: no cell is left, or there was none.
 
     """
+    if not found:
+        raise NothingSelected(
+            "the matrix has no image",
+            why="an [[exclude]] leaves out every combination of the axes, and there is no "
+            "[[include]]",
+            next_step="take an [[exclude]] out, or name an image by an [[include]]",
+        )
     left = tuple(
         cell
         for cell in found
@@ -481,6 +510,41 @@ def _exclude(partial: Assignment, why: str) -> str:
 
 def _words(chosen: Assignment) -> str:
     return " ".join(f"{name}={shown(value, name)}" for name, value in chosen.items())
+
+
+def _repeats(
+    matrix: Matrix, again: Sequence[tuple[str, Cell, Cell]], settings: Settings
+) -> list[Problem]:
+    """Return the problems of images that are asked for a second time, in another way or place.
+
+    Those of one place in the file that differ in the same settings are one problem.
+    """
+    names = sorted(matrix.differing & _IN_NO_KEY)
+
+    def values(cell: Cell) -> Assignment:
+        return {it: cell.settings.get(it, getattr(settings, it.lower())) for it in names}
+
+    groups: dict[tuple[str, tuple[str, ...]], list[tuple[Assignment, Assignment]]] = {}
+    for where, first, cell in again if names else ():
+        one, other = values(first), values(cell)
+        if differ := tuple(it for it in names if one[it] != other[it]):
+            groups.setdefault((where, differ), []).append((one, other))
+    problems = []
+    for (where, differ), pairs in groups.items():
+        one, other = ({it: chosen[it] for it in differ} for chosen in pairs[0])
+        named = " and ".join(differ)
+        options = " and ".join(f"--{it.lower().replace('_', '-')}" for it in differ)
+        what = "this image is" if where else f"{len(pairs)} of the images are"
+        problems.append(
+            Problem(
+                where or f"{matrix.file}: axes", _words(other),
+                f"{what} in the matrix already, with {_words(one)}: {named} makes no image another "
+                "one, and a run makes and delivers each once",
+                next_step=f"take {'the include' if where else named} out, and have a run for each "
+                f"by {options}",
+            )
+        )  # fmt: skip
+    return problems
 
 
 def _shared_names(found: Sequence[Cell], settings: Settings) -> list[Problem]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from operator import attrgetter
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -21,7 +21,7 @@ class Once:
     def __init__(self, differing: Iterable[str] = ()) -> None:
         """Make one for settings that differ in no others than these, by attribute; all the same."""
         self._differing = frozenset(differing)
-        self._common: dict[str, Any] | None = None
+        self._watched: type[_Watched] | None = None
         self._answers: dict[tuple[Any, ...], Any] = {}
         self._readers: dict[tuple[Any, ...], dict[tuple[str, ...], _Reader]] = {}
 
@@ -58,13 +58,14 @@ class Once:
             if values in known.answers:
                 answer = known.answers[values]
                 return answer
-        if self._common is None:
-            self._common = {
-                name: value for name, value in vars(settings).items() if name not in self._differing
+        if self._watched is None:
+            common = {
+                it: value for it, value in vars(settings).items() if it not in self._differing
             }
-        watched = _Watched(settings, self._common)
+            self._watched = type("_Watched", (_Watched,), common)
+        watched = self._watched(settings)
         answer = function(cast("S", watched), *args, **kwargs)
-        names = tuple(vars(watched))[len(self._common) + 1 :]
+        names = tuple(vars(watched))[1:]
         reader = readers.get(names)
         if reader is None:
             reader = readers[names] = _Reader(names)
@@ -75,13 +76,11 @@ class Once:
 class _Watched:
     """Settings that hold what has been read of them, in the order of the reading.
 
-    What all settings have in common is there from the start, before that.
+    What all settings have in common, a subclass has.
     """
 
-    def __init__(self, settings: object, common: Mapping[str, Any]) -> None:
-        own = self.__dict__
-        own.update(common)
-        own["_settings"] = settings
+    def __init__(self, settings: object) -> None:
+        self._settings = settings
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the settings hold
         value = self.__dict__[name] = getattr(self._settings, name)

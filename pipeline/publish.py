@@ -278,9 +278,7 @@ def digest(reference: str) -> str | Problem:
     import requests  # noqa: PLC0415 - needed only where a registry is asked
 
     name, _, tag = reference.rpartition(":")
-    host, _, rest = name.partition("/")
-    if not rest or not (re.search("[.:]", host) or host == "localhost"):
-        name = f"docker.io/{name}" if rest else f"docker.io/library/{name}"
+    name = with_registry(name)
     accept = {"Accept": ", ".join((*_INDEXES, *_MANIFESTS))}
 
     def once() -> Any:  # noqa: ANN401 - as above
@@ -299,6 +297,19 @@ def digest(reference: str) -> str | Problem:
     if response.status_code == requests.codes.ok and found:
         return found
     return Problem("", reference, f"its registry says {response.status_code} {response.reason}")
+
+
+def with_registry(name: str) -> str:
+    """Return a repository by its whole name: Docker's own registry is what a short one means."""
+    host, _, rest = name.partition("/")
+    if rest and (re.search("[.:]", host) or host == "localhost"):
+        return name
+    return f"docker.io/{name}" if rest else f"docker.io/library/{name}"
+
+
+def is_plain(host: str) -> bool:
+    """Say whether a registry speaks plain HTTP: on loopback, as Docker and the engine have it."""
+    return host.partition(":")[0] in {"localhost", "127.0.0.1"}
 
 
 def published(repository: str, *, tries: int = retry.TRIES) -> tuple[str, ...]:
@@ -401,11 +412,9 @@ def request(
 
     setup_logger(quiet=True)
     host, _, path = repository.partition("/")
-    # Loopback registries speak plain HTTP, by the rule that Docker and the engine keep too.
-    plain = host.partition(":")[0] in {"localhost", "127.0.0.1"}
     hub = host in {"docker.io", "index.docker.io"}
     host = "registry-1.docker.io" if hub else host
-    client = Client(host, insecure=plain)
+    client = Client(host, insecure=is_plain(host))
     client.auth._auth_config = _logins()  # its own reading knows no DOCKER_CONFIG
     with _helped(host):
         client.auth.load_configs(Reference(f"{host}/{path}"))

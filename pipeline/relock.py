@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline import lock as locks
@@ -28,12 +29,22 @@ _STEPS = (
 )
 
 
-def relocked(asked: Asked, old: Lock, commit: Commit, *, update: bool) -> Lock:
+@dataclass(frozen=True)
+class Relocked:
+    """A lock with an image in it."""
+
+    lock: Lock
+    waits: bool
+    """Whether the image's packages could not be asked for, as its wheels are not compiled yet."""
+
+
+def relocked(asked: Asked, old: Lock, commit: Commit, *, update: bool) -> Relocked:
     """Return the lock with all that an image needs in it.
 
     What it has already stays as it is, unless with `update`; then all of this image is asked anew.
     No engine is asked where nothing is missing. Of an image whose wheels are not compiled yet it
-    has the bases and sources, which is all that compiling them takes.
+    has the bases and sources, which is all that compiling them takes, and the packages that it had
+    if they were resolved from the same.
 
     Raises:
         ConfigError: a branch or tag is not there, or a requirement cannot be locked.
@@ -61,16 +72,19 @@ def relocked(asked: Asked, old: Lock, commit: Commit, *, update: bool) -> Lock:
     # What a compiled wheel depends on is written in it.
     whole = _has_wheels(ready, asked.settings)
     resolved = entry is not None and entry.inputs == locks.inputs(spec)
-    if not update and has_bases and (resolved or not whole):
-        return new
-    bases, image = started(_work(ready, whole=whole), ready, asked.settings, _STEPS)
-    # Of two names for one base the one that is not taken any more goes.
-    dropped = {name for base in locks.bases(spec) for name in locks.base_names(base)}
-    others = {name: digest for name, digest in new.base.items() if name not in dropped}
+    bases = dict(new.base)
+    image = entry if resolved else None
+    if update or not has_bases or (whole and not resolved):
+        found, anew = started(_work(ready, whole=whole), ready, asked.settings, _STEPS)
+        # Of two names for one base the one that is not taken any more goes.
+        dropped = {name for base in locks.bases(spec) for name in locks.base_names(base)}
+        bases = {name: it for name, it in bases.items() if name not in dropped} | found
+        image = anew or image
     images = {name: it for name, it in new.image.items() if name != spec.variant}
     if image is not None:
         images[spec.variant] = image
-    return new.model_copy(update={"base": others | bases, "image": images})
+    made = new.model_copy(update={"base": bases, "image": images})
+    return Relocked(made, waits=not whole and (update or not resolved))
 
 
 def _with_sources(asked: Asked, known: Lock, commit: Commit) -> Lock:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from json.encoder import encode_basestring_ascii
 from operator import attrgetter
-from typing import Any, Final, Literal, Self, get_origin
+from typing import Any, Final, Literal, Self, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -93,7 +93,8 @@ def _form(model: type[Frozen], without: tuple[str, ...]) -> _Form:
 
 def _writer(annotation: object) -> Callable[[Any], str]:
     """Return what writes the values of a field; ten thousand specs are written in a second."""
-    if annotation is str or get_origin(annotation) is Literal:
+    words = get_args(annotation) if get_origin(annotation) is Literal else ()
+    if annotation is str or (words and all(isinstance(it, str) for it in words)):
         return encode_basestring_ascii
     if isinstance(annotation, type) and issubclass(annotation, Frozen):
         return attrgetter("canonical")

@@ -118,7 +118,7 @@ class Folder:
 
     def has(self, spec: WheelSpec) -> bool:
         """Say whether the wheel is there."""
-        return any((self.path / tag(spec)).glob("*.whl"))
+        return _has_wheel(self.path / tag(spec))
 
     def wheel(self, spec: WheelSpec) -> Directory:
         """Return the directory with the wheel."""
@@ -137,7 +137,7 @@ class Folder:
             partial = Path(tempfile.mkdtemp(prefix=f".{tag(spec)}.", dir=self.path))
             partial.chmod(0o755)
             await wheel.export(str(partial))
-            self._move(partial, spec)
+            move(partial, self.path / tag(spec))
         except (dagger.QueryError, OSError) as error:
             raise PublishError(
                 f"{self.path / tag(spec)} cannot be written",
@@ -148,19 +148,25 @@ class Folder:
             if partial:
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def _move(self, partial: Path, spec: WheelSpec) -> None:
-        try:
-            partial.rename(self.path / tag(spec))
-        except OSError:
-            # Another build was faster, and what it made is as good: it has the same key.
-            if not self.has(spec):
-                raise
-
     def _drop_forgotten(self) -> None:
         """Delete what was half written, by whatever key and machine, and left there."""
         for partial in self.path.glob(".*"):
             if partial.stat().st_mtime < time.time() - _FORGOTTEN_SECONDS:
                 shutil.rmtree(partial, ignore_errors=True)
+
+
+def move(partial: Path, place: Path) -> None:
+    """Move the folder of a wheel to its place in a store; OSError if that fails."""
+    try:
+        partial.rename(place)
+    except OSError:
+        # Another process was faster, and what it has put there is as good: it has the same key.
+        if not _has_wheel(place):
+            raise
+
+
+def _has_wheel(place: Path) -> bool:
+    return any(place.glob("*.whl"))
 
 
 def tag(spec: WheelSpec) -> str:

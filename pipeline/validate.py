@@ -100,21 +100,22 @@ def image_spec(
                 next_step="set BUILD_MODE=include, or TORCH_SOURCE",
             )
         )
-    packages = once(_packages, folder, below.python)
+    ground = below.ground
+    packages = once(_packages, folder, ground.python)
     mistakes += packages.problems
     found = list(problems)
     if mistakes:
         written = dict.fromkeys(_as_written(problem, settings) for problem in mistakes)
         found += (problem for problem in written if problem.field not in mistakes.wrong)
-    if found or below.base is None or below.distribution is None:
+    if found or ground.base is None or ground.distribution is None:
         raise ConfigError(found)
     return ImageSpec(
         target=kind,
-        base=below.base,
-        python=below.python,
-        python_from_distribution=below.python == below.distribution.python,
+        base=ground.base,
+        python=ground.python,
+        python_from_distribution=ground.python == ground.distribution.python,
         torch=below.torch,
-        ngc=below.month,
+        ngc=ground.month,
         arches=below.arches,
         mkl=below.torch is not None and settings.mkl_mode == "include",
         timezone=settings.tz,
@@ -131,10 +132,7 @@ def image_spec(
 class _Below:
     """What an image has below its packages, and what is wrong with that."""
 
-    distribution: Distribution | None
-    base: BaseSpec | None
-    month: str
-    python: str
+    ground: _Ground
     arches: tuple[Arch, ...]
     torch: TorchSpec | None
     problems: tuple[Problem, ...]
@@ -151,6 +149,39 @@ def _below(
     wrong: frozenset[str],
     wheels_only: bool,
 ) -> _Below:
+    ground = once.reading(_ground, settings, kind, once, wrong=wrong)
+    mistakes = _Mistakes(wrong)
+    mistakes += ground.problems
+    # What NVIDIA compiled, and by which Python, is not to be chosen.
+    arches, wrong_arches = ((), ()) if kind == "ngc" else once(_arches, settings.cca, gpus)
+    mistakes += wrong_arches
+    wanted, torch = ground.wanted, ground.torch
+    if wanted is not None:
+        mistakes += _check_torch(settings, wanted, arches, wheels_only=wheels_only)
+    if wanted is not None and torch is not None and ground.base is not None and compiles(settings):
+        torch_wheel, vision_wheel, wrong_wheels = wheel_specs(
+            settings, wanted, arches, ground.base, folder, resolve, once
+        )
+        mistakes += wrong_wheels
+        torch = torch.model_copy(update={"torch_wheel": torch_wheel, "vision_wheel": vision_wheel})
+    return _Below(ground, arches, torch, tuple(mistakes))
+
+
+@dataclass(frozen=True, eq=False)
+class _Ground:
+    """What is below an image for whatever GPUs, and what is wrong with that."""
+
+    distribution: Distribution | None
+    base: BaseSpec | None
+    month: str
+    python: str
+    wanted: Wanted | None
+    torch: TorchSpec | None
+    """None where there is none; without what is compiled, which is for some GPUs."""
+    problems: tuple[Problem, ...]
+
+
+def _ground(settings: Settings, kind: Target, once: Once, *, wrong: frozenset[str]) -> _Ground:
     mistakes = _Mistakes(wrong)
     month = (mistakes.unless(validate_ngc.month(settings)) or "") if kind == "ngc" else ""
     distribution = mistakes.unless(
@@ -158,35 +189,24 @@ def _below(
         if month
         else lookup.distribution(settings.linux_distro, settings.distro_version)
     )
-    # What NVIDIA compiled, and by which Python, is not to be chosen.
-    arches, wrong_arches = ((), ()) if kind == "ngc" else once(_arches, settings.cca, gpus)
-    mistakes += wrong_arches
     python = distribution.python if distribution else ""
     if kind != "ngc":
         python = settings.python_version or python
-    torch = wanted = None
+    wanted = torch = base = None
     if kind == "ngc":
         mistakes += rules.check_installer(distribution) if distribution else ()
     elif kind == "simple" or mistakes.guess(*_CHOOSE_WHEEL):
         _check_python(settings, mistakes, python, distribution)
     elif distribution is not None:
-        wanted = _wanted(settings, mistakes, python, arches, distribution, once)
-        if wanted is not None:
-            torch = _torch(settings, mistakes, wanted, once, wheels_only=wheels_only)
-    mistakes += once.reading(_check_mirrors, settings, wrong)
+        wanted = _wanted(settings, mistakes, python, distribution)
+        torch = None if wanted is None else _torch(settings, wanted)
+    mistakes += _check_mirrors(settings, wrong)
     _check_base_image(settings, mistakes)
-    base = None
     if distribution is not None:
         cuda = None if torch is None else torch.cuda
-        base, wrong_base = once.reading(_base, settings, wrong, distribution, cuda, once)
+        base, wrong_base = _base(settings, wrong, distribution, cuda, once)
         mistakes += wrong_base
-    if wanted is not None and torch is not None and base is not None and compiles(settings):
-        torch_wheel, vision_wheel, wrong_wheels = wheel_specs(
-            settings, wanted, base, folder, resolve, once
-        )
-        mistakes += wrong_wheels
-        torch = torch.model_copy(update={"torch_wheel": torch_wheel, "vision_wheel": vision_wheel})
-    return _Below(distribution, base, month, python, arches, torch, tuple(mistakes))
+    return _Ground(distribution, base, month, python, wanted, torch, tuple(mistakes))
 
 
 _TARGETS: Mapping[str, Target] = {"devel": "devel", "simple": "simple", "ngc": "ngc"}
@@ -293,67 +313,51 @@ def _check_python(
 
 
 def _wanted(
-    settings: Settings,
-    mistakes: _Mistakes,
-    python: str,
-    arches: tuple[Arch, ...],
-    distribution: Distribution,
-    once: Once,
+    settings: Settings, mistakes: _Mistakes, python: str, distribution: Distribution
 ) -> Wanted | None:
     """Return which torch and torchvision are wanted, wherever they come from."""
-    version = once.reading(_version, settings, "PYTORCH")
+    version = _version(settings, "PYTORCH")
     release = mistakes.unless(lookup.torch_release(version)) if version else lookup.newest_torch()
     if release is None:
         return None
-    vision = once.reading(_version, settings, "TORCHVISION") or release.vision
+    vision = _version(settings, "TORCHVISION") or release.vision
     cuda = settings.cuda_version or release.wheel.cuda
-    return Wanted(release, vision, cuda, arches, python, distribution)
+    return Wanted(release, vision, cuda, python, distribution)
 
 
-def _torch(
-    settings: Settings, mistakes: _Mistakes, wanted: Wanted, once: Once, *, wheels_only: bool
-) -> TorchSpec | None:
-    """Return torch as it is fetched, or the frame for what is compiled."""
-    release, cuda = wanted.release, wanted.cuda
-    old = rules.check_installer(wanted.distribution, settings.python_version, release)
-    mistakes += old
-    # Pip has said already what there is to say of a Python.
-    about_python = "PYTHON_VERSION" if old else ""
-    if compiles(settings):
-        found = rules.check_source(
-            release, wanted.vision, wanted.python, cuda, wanted.arches, dist=wanted.distribution
-        )
-        mistakes += (problem for problem in found if problem.field != about_python)
-    if kind_of(settings, "TORCH") != "index":
-        if kind_of(settings, "VISION") == "index":
-            found = rules.check_vision_wheel(
-                release, wanted.python, cuda, wanted.arches, wanted.distribution
-            )
-            mistakes += (problem for problem in found if problem.field != about_python)
-        return once(
-            TorchSpec,
-            version=release.version,
-            vision=wanted.vision,
-            cuda=".".join(cuda.split(".")[:2]),
-            index="",
-            constraints=rules.companions(release),
-        )
-    covered = () if wheels_only else wanted.arches
-    found = rules.check_wheel(
-        release, wanted.vision, wanted.python, cuda, covered, wanted.distribution
-    )
-    mistakes += (problem for problem in found if problem.field != about_python)
-    wheel = rules.wheel_for(release, cuda)
-    if isinstance(wheel, Problem):
-        return None
-    return once(
-        TorchSpec,
-        version=release.version,
+def _torch(settings: Settings, wanted: Wanted) -> TorchSpec | None:
+    """Return torch as it is fetched, or the frame for what is compiled; None if neither can be."""
+    cuda, index = ".".join(wanted.cuda.split(".")[:2]), ""
+    if kind_of(settings, "TORCH") == "index":
+        wheel = rules.wheel_for(wanted.release, wanted.cuda)
+        if isinstance(wheel, Problem):
+            return None
+        cuda, index = wheel.cuda, wheel.index_url
+    return TorchSpec(
+        version=wanted.release.version,
         vision=wanted.vision,
-        cuda=wheel.cuda,
-        index=wheel.index_url,
-        constraints=rules.companions(release),
+        cuda=cuda,
+        index=index,
+        constraints=rules.companions(wanted.release),
     )
+
+
+def _check_torch(
+    settings: Settings, wanted: Wanted, arches: tuple[Arch, ...], *, wheels_only: bool
+) -> list[Problem]:
+    """Return what is wrong with fetching or compiling this torch for these GPUs."""
+    release, vision, python, cuda = wanted.release, wanted.vision, wanted.python, wanted.cuda
+    old = rules.check_installer(wanted.distribution, settings.python_version, release)
+    found: list[Problem] = []
+    if compiles(settings):
+        found += rules.check_source(release, vision, python, cuda, arches, dist=wanted.distribution)
+    if kind_of(settings, "TORCH") == "index":
+        covered = () if wheels_only else arches
+        found += rules.check_wheel(release, vision, python, cuda, covered, wanted.distribution)
+    elif kind_of(settings, "VISION") == "index":
+        found += rules.check_vision_wheel(release, python, cuda, arches, wanted.distribution)
+    # Pip has said already what there is to say of a Python.
+    return [*old, *(it for it in found if not old or it.field != "PYTHON_VERSION")]
 
 
 def _version(settings: Settings, package: str) -> str:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal
 
 from pipeline import reqs, validate_ngc
 from pipeline.compat import flags, lookup, rules, source, toolkit
@@ -53,14 +52,13 @@ _STAGES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Wanted:
-    """What all wheels of one image have in common."""
+    """Which torch and torchvision are wanted, for whatever GPUs."""
 
     release: TorchRelease
     vision: str
     cuda: str
-    arches: tuple[Arch, ...]
     python: str
     distribution: Distribution
 
@@ -74,6 +72,19 @@ def kind(settings: Settings, part: str) -> str:
 def compiles(settings: Settings) -> bool:
     """Say whether anything is compiled."""
     return kind(settings, "TORCH") != "index" or kind(settings, "VISION") != "index"
+
+
+def at_commits(settings: Settings, commits: Mapping[tuple[str, str], str]) -> dict[str, str]:
+    """Return what to set, so that each branch in the settings is the commit that it stood at.
+
+    `commits` are by URL and branch. Nobody is asked again where a branch stands then.
+    """
+    named = {
+        part: (getattr(settings, f"{part.lower()}_url") or url,
+               getattr(settings, f"{part.lower()}_ref"))
+        for part, url in _UPSTREAM.items()
+    }  # fmt: skip
+    return {f"{part}_REF": commits[branch] for part, branch in named.items() if branch in commits}
 
 
 _READ_BY = {
@@ -113,61 +124,38 @@ def unread(settings: Settings, spec: ImageSpec) -> list[str]:
 def wheel_specs(
     settings: Settings,
     wanted: Wanted,
+    arches: tuple[Arch, ...],
     base: BaseSpec,
     folder: Path,
     resolve: Resolve,
     once: Once,
 ) -> tuple[WheelSpec | None, WheelSpec | None, list[Problem]]:
     """Return the wheels of torch and torchvision that are compiled, and every mistake."""
-    problems: list[Problem] = []
-
-    def source_of(part: str, version: str) -> SourceSpec | None:
-        found, wrong = once.reading(
-            _source, settings, part, version, wanted.distribution, resolve, once
-        )
-        problems.extend(wrong)
-        return found
-
-    torch_source = vision_source = None
-    if compiles_torch := kind(settings, "TORCH") != "index":
-        torch_source = source_of("TORCH", wanted.release.version)
-    if kind(settings, "VISION") != "index":
-        vision_source = source_of("VISION", wanted.vision)
+    torch_source, vision_source, wrong = once.reading(_sources, settings, wanted, resolve, once)
+    problems = list(wrong)
+    compiles_torch = kind(settings, "TORCH") != "index"
     libraries = magma = None
     reason = ""
     if compiles_torch and settings.torch_flags:
         problems += flags.check(flags.parse(settings.torch_flags))
     if compiles_torch:
-        libraries, wrong = once(_libraries, wanted.release, wanted.cuda, wanted.arches)
+        libraries, wrong = once(_libraries, wanted.release, wanted.cuda, arches)
         problems += wrong
-    toolchain, wrong = once(
-        _toolchain,
-        settings.cuda_source,
-        settings.cudnn_version,
-        settings.mkl_mode,
-        wanted.release,
-        wanted.cuda,
-        wanted.python,
-        wanted.distribution,
-        base,
-        folder,
-        libraries,
-    )
+    toolchain, wrong = once.reading(_toolchain, settings, wanted, base, folder, libraries)
     problems += wrong
     if compiles_torch:
-        magma, reason, wrong = once.reading(
-            _magma,
-            settings,
+        choice = source.magma(
             wanted.release,
             wanted.cuda,
             wanted.distribution,
-            wanted.arches,
-            resolve,
-            once,
+            settings.magma_source,
+            settings.magma_release,
+            arches,
         )
+        magma, reason, wrong = once.reading(_magma, settings, choice, resolve, once)
         problems += wrong
     # What is written and names none has been refused already.
-    if not wanted.arches and not settings.cca.strip(" ;"):
+    if not arches and not settings.cca.strip(" ;"):
         problems.append(source.no_arches())
     if problems or toolchain is None:
         return None, None, problems
@@ -179,10 +167,10 @@ def wheel_specs(
             version=wanted.release.version + local,
             source=torch_source,
             toolchain=toolchain,
-            arches=wanted.arches,
+            arches=arches,
             flags=once(
                 _torch_flags,
-                wanted.arches,
+                arches,
                 torch_source.kind,
                 mkl=toolchain.blas == "mkl",
                 magma=magma is not None,
@@ -202,7 +190,7 @@ def wheel_specs(
             version=wanted.vision + local,
             source=vision_source,
             toolchain=toolchain,
-            arches=wanted.arches,
+            arches=arches,
             flags=once(_vision_flags, compress=source.compress_mode(wanted.cuda)),
             requires=(),
             torch=torch_wheel.version if torch_wheel else wanted.release.version,
@@ -248,6 +236,21 @@ def _torch_flags(
 
 def _vision_flags(*, compress: bool) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(flags.vision_flags(compress=compress).items()))
+
+
+def _sources(
+    settings: Settings, wanted: Wanted, resolve: Resolve, once: Once
+) -> tuple[SourceSpec | None, SourceSpec | None, tuple[Problem, ...]]:
+    """Return the sources of torch and torchvision, None for what is not compiled."""
+    problems: list[Problem] = []
+    sources: dict[str, SourceSpec | None] = {}
+    for part, version in (("TORCH", wanted.release.version), ("VISION", wanted.vision)):
+        if kind(settings, part) != "index":
+            sources[part], wrong = _source(
+                settings, part, version, wanted.distribution, resolve, once
+            )
+            problems += wrong
+    return sources.get("TORCH"), sources.get("VISION"), tuple(problems)
 
 
 def _source(
@@ -381,19 +384,15 @@ def _path(part: str, url: str) -> SourceSpec | Problem:
 
 
 def _toolchain(
-    cuda_source: toolkit.CudaSource | Literal["auto"],
-    cudnn: str,
-    mkl_mode: str,
-    torch: TorchRelease,
-    cuda: str,
-    python: str,
-    distribution: Distribution,
+    settings: Settings,
+    wanted: Wanted,
     base: BaseSpec,
     folder: Path,
     libraries: source.Libraries | None,
 ) -> tuple[ToolchainSpec | None, tuple[Problem, ...]]:
     """Return what compiles, and what is wrong with it."""
-    serves = toolkit.toolkit(distribution, cuda, cuda_source)
+    torch, cuda, distribution = wanted.release, wanted.cuda, wanted.distribution
+    serves = toolkit.toolkit(distribution, cuda, settings.cuda_source)
     release = lookup.cuda_release(cuda)
     # check_source has said what is wrong with these two.
     gcc = "" if isinstance(release, Problem) else rules.host_gcc(torch, release, distribution)
@@ -402,7 +401,7 @@ def _toolchain(
     if isinstance(release, Problem) or isinstance(gcc, Problem):
         return None, ()
     if serves == "image":
-        image = toolkit.nvidia_image(cuda, cudnn, "devel", distribution)
+        image = toolkit.nvidia_image(cuda, settings.cudnn_version, "devel", distribution)
         if isinstance(image, Problem):
             return None, (image,)
         base = base.model_copy(update={"image": image, "source": "image", "can_bootstrap": False})
@@ -413,28 +412,22 @@ def _toolchain(
         cuda=release.version,
         cuda_source=serves,
         gcc=gcc,
-        python=python,
-        python_from_distribution=python == distribution.python,
+        python=wanted.python,
+        python_from_distribution=wanted.python == distribution.python,
         tools=ReqsFile(name=name, sha256=_sha256(folder / name)),
         libraries=(*pins, *(libraries.build if libraries else ())),
-        blas="" if libraries is None else "mkl" if mkl_mode == "include" else "openblas",
+        blas="" if libraries is None else "mkl" if settings.mkl_mode == "include" else "openblas",
     )
     return made, ()
 
 
 def _magma(
     settings: Settings,
-    torch: TorchRelease,
-    cuda: str,
-    distribution: Distribution,
-    arches: tuple[Arch, ...],
+    choice: source.MagmaChoice | Problem,
     resolve: Resolve,
     once: Once,
 ) -> tuple[MagmaSpec | None, str, tuple[Problem, ...]]:
     """Return the MAGMA of a torch, None for none, and why; and what is wrong with it."""
-    choice = source.magma(
-        torch, cuda, distribution, settings.magma_source, settings.magma_release, arches
-    )
     if isinstance(choice, Problem):
         return None, "", (choice,)
     if choice.kind == "off":

@@ -84,29 +84,40 @@ def to_registry(
             entries += referrers.attach(repository, image.descriptor, media_type, [layer])
             say(f"{name}: {len(content) / 1e3:.0f} kB attached")
     if key is not None:
-        entries += _sign(subject, image, proof, key, there)
-        say("signed by the key of SIGN_KEY")
+        entries += _sign_statements(subject, image, proof, key, there)
     if entries:
         referrers.enlist(repository, digest, entries)
+    # The signature is the last: an image that has one has all the rest, or nobody would mend it.
+    if key is not None:
+        if signature := _sign(subject, image, key, there):
+            referrers.enlist(repository, digest, signature)
+        say("signed by the key of SIGN_KEY")
     if key is None and (cosign := shutil.which("cosign")) and _has_identity(environ):
         _sign_keyless(cosign, subject, proof)
         say("signed by cosign, as this run of the workflow")
 
 
 def _sign(
-    subject: Subject, image: Manifest, proof: Proof, key: EllipticCurvePrivateKey, there: Attached
+    subject: Subject, image: Manifest, key: EllipticCurvePrivateKey, there: Attached
 ) -> list[Descriptor]:
-    """Sign what is not signed by the key; return what is to be enlisted."""
-    entries: list[Descriptor] = []
+    """Sign the image, if it is not signed by the key; return what is to be enlisted."""
     public, repository = key.public_key(), subject.repository
-    payload = signing.payload(repository, subject.digest)
-    if not any(
+    if any(
         signing.is_about(signed, subject.digest) and signing.is_signed(public, signed, signature)
         for signed, signature in there.signatures
     ):
-        layer = referrers.push_blob(repository, payload, signing.PAYLOAD_TYPE)
-        layer["annotations"] = {signing.SIGNATURE: signing.sign(key, payload)}
-        entries += _add(repository, image, signing.ARTIFACT_TYPE, [layer], SIGNATURES)
+        return []
+    payload = signing.payload(repository, subject.digest)
+    layer = referrers.push_blob(repository, payload, signing.PAYLOAD_TYPE)
+    layer["annotations"] = {signing.SIGNATURE: signing.sign(key, payload)}
+    return _add(repository, image, signing.ARTIFACT_TYPE, [layer], SIGNATURES)
+
+
+def _sign_statements(
+    subject: Subject, image: Manifest, proof: Proof, key: EllipticCurvePrivateKey, there: Attached
+) -> list[Descriptor]:
+    """Sign the statements that are not signed by the key; return what is to be enlisted."""
+    public, repository = key.public_key(), subject.repository
     known = {
         signing.opened(public, envelope, provenance.MEDIA_TYPE) for envelope in there.envelopes
     }
@@ -117,9 +128,7 @@ def _sign(
             layer = referrers.push_blob(repository, made, signing.ENVELOPE_TYPE)
             layer["annotations"] = {signing.SIGNATURE: "", "predicateType": predicate}
             layers.append(layer)
-    if layers:
-        entries += _add(repository, image, signing.ENVELOPE_TYPE, layers, ENVELOPES)
-    return entries
+    return _add(repository, image, signing.ENVELOPE_TYPE, layers, ENVELOPES) if layers else []
 
 
 def _add(
@@ -149,12 +158,12 @@ def _has_identity(environ: Mapping[str, str]) -> bool:
 
 def _sign_keyless(cosign: str, subject: Subject, proof: Proof) -> None:
     ref = f"{subject.repository}@{subject.digest}"
-    _run(cosign, "sign", "--yes", ref)
     with tempfile.TemporaryDirectory() as folder:
         for predicate, statement in proof.statements(subject).items():
             file = Path(folder, "predicate.json")
             file.write_text(json.dumps(json.loads(statement)["predicate"]))
             _run(cosign, "attest", "--yes", "--type", predicate, "--predicate", str(file), ref)
+    _run(cosign, "sign", "--yes", ref)  # the last, as by a key
 
 
 def _run(*command: str) -> None:

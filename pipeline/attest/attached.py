@@ -12,8 +12,9 @@ from pipeline.attest.referrers import Descriptor, Manifest
 SIGNATURES = ".sig"
 ENVELOPES = ".att"
 """Of the tags that cosign looks under."""
-_SIGNING = {signing.ARTIFACT_TYPE, "application/vnd.dev.sigstore.bundle.v0.3+json"}
-"""Of artifacts that sign: ours, and those of cosign 3 (https://docs.sigstore.dev/about/bundle)."""
+_BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+"""Of what cosign 3 attaches, signatures and statements (https://docs.sigstore.dev/about/bundle)."""
+_SAYS = "dev.sigstore.bundle.predicateType"
 _AT_ONCE = 8
 
 
@@ -77,14 +78,39 @@ def are_signed(tagged: Collection[tuple[str, str]]) -> frozenset[tuple[str, str]
         image = referrers.manifest(repository, tag)
         if image is None:
             return False
-        kinds = {it.get("artifactType") for it in referrers.referrers(repository, image.digest)}
         sig = referrers.tag_of(image.digest, SIGNATURES)
-        return bool(kinds & _SIGNING) or referrers.manifest(repository, sig) is not None
+        listed = referrers.referrers(repository, image.digest)
+        return (
+            any(_signs(repository, it) for it in listed)
+            or referrers.manifest(repository, sig) is not None
+        )
 
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         return frozenset(
             place for place, it in zip(tagged, threads.map(is_signed, tagged), strict=True) if it
         )
+
+
+def is_documented(repository: str, image: str) -> bool:
+    """Say whether the image of a digest has an SBOM and a provenance, whatever they say.
+
+    Raises:
+        PublishError: the registry cannot be asked.
+
+    """
+    types = {it.get("artifactType") for it in referrers.referrers(repository, image)}
+    return {sbom.MEDIA_TYPE, provenance.MEDIA_TYPE} <= types
+
+
+def _signs(repository: str, entry: Descriptor) -> bool:
+    """Say whether an artifact that is listed is a signature, and no statement of cosign's."""
+    if entry.get("artifactType") != _BUNDLE:
+        return bool(entry.get("artifactType") == signing.ARTIFACT_TYPE)
+    notes = entry.get("annotations") or {}
+    if _SAYS not in notes:  # cosign's own list leaves them out (sigstore/cosign issue 4641)
+        itself = referrers.manifest(repository, str(entry["digest"]))
+        notes = (itself.read.get("annotations") if itself else None) or {}
+    return notes.get(_SAYS) not in {provenance.PREDICATE, sbom.PREDICATE}
 
 
 def _manifests(repository: str, image: str, damaged: list[str]) -> Iterator[Manifest]:

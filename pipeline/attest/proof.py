@@ -133,20 +133,28 @@ def attest_published(
     return delivered
 
 
-def lacks_signature(settings: Settings, where: Destination, delivered: Delivered) -> bool:
-    """Say whether an image in a registry is not signed by SIGN_KEY, though there is one.
+def lacks_proof(settings: Settings, where: Destination, delivered: Delivered) -> bool:
+    """Say whether an image in a registry is there without what its build was to attach to it.
+
+    That is its SBOM and its provenance, and a signature by SIGN_KEY if there is one; a build that
+    was cut off after it had delivered leaves such an image.
 
     Raises:
         ConfigError: SIGN_KEY is no key.
         PublishError: the registry cannot be asked.
 
     """
-    from pipeline.attest import verify  # noqa: PLC0415 - as in attest
-
-    if settings.attest == "off" or not settings.sign_key or not isinstance(where, Registry):
+    if settings.attest == "off" or not isinstance(where, Registry):
         return False
+    from pipeline.attest.attached import is_documented  # noqa: PLC0415 - as in attest
+
     key = signer(settings)
-    assert key is not None
+    if not is_documented(where.repository, delivered.digest):
+        return True
+    if key is None:
+        return False
+    from pipeline.attest import verify  # noqa: PLC0415 - as above
+
     try:
         verify.demand_signature(
             verify.Reference.parse(f"{where.repository}@{delivered.digest}"), key.public_key()

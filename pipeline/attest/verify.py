@@ -17,7 +17,7 @@ from pipeline.attest.provenance import Statement
 from pipeline.attest.referrers import Manifest
 from pipeline.errors import ConfigError, Problem, ProofError, PublishError
 from pipeline.labels import ARCHES
-from pipeline.publish import KEY_LABEL
+from pipeline.publish import KEY_LABEL, with_registry
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
@@ -52,11 +52,7 @@ class Reference:
                 [Problem("REF", text, "not a reference with a tag or a digest",
                          allowed="registry/name:tag, registry/name@sha256:…, or both")]
             )  # fmt: skip
-        host, _, rest = match["name"].partition("/")
-        if not rest or not re.search(r"[.:]|^localhost$", host):
-            rest = match["name"] if rest else f"library/{host}"
-            host = "docker.io"
-        return cls(f"{host}/{rest}", match["tag"] or "", match["digest"] or "")
+        return cls(with_registry(match["name"]), match["tag"] or "", match["digest"] or "")
 
     def __str__(self) -> str:
         tag = f":{self.tag}" if self.tag else ""

@@ -24,7 +24,9 @@ from pipeline.bundle.layout import NAME, Blob, Bundle, Writer, written
 from pipeline.engine import local
 from pipeline.engine.local import build as programs
 from pipeline.engine.local import places, rootfs
-from pipeline.errors import BundleError, PublishError, interruptible
+from pipeline.engine.local.needs import tool
+from pipeline.errors import BundleError, EngineError, PublishError, interruptible
+from pipeline.fleet import child
 from pipeline.publish import KEY_LABEL, Archive
 from pipeline.report import reporting, tail
 from pipeline.settings import Settings
@@ -32,7 +34,7 @@ from pipeline.spec import ImageSpec
 
 PROGRAMS: Final = "programs.tar.gz"
 ROOT: Final = "root.tar.gz"
-_PATIENCE_SECONDS: Final = 60.0
+_IP = ("ip", "shows that the check of a bundle has no network", "iproute2")
 RECIPE: Final = "dev.cresset.engine"
 """Of the engine: which of its programs and root file systems it is, by the names they go by."""
 
@@ -62,11 +64,20 @@ def export(spec: ImageSpec, settings: Settings, path: Path, *, check: bool) -> E
     With `check` the bundle is at `path` only once the image was built from it without a network.
 
     Raises:
-        EngineError: there is no local engine here, whose programs go into it.
-        BuildError: a stage failed, or it cannot be built from the bundle alone.
+        EngineError: there is no local engine here, whose programs go into it, or a program that
+            the check takes is missing.
+        BuildError: a stage failed.
+        BundleError: the image cannot be built from the bundle alone.
         PublishError: it cannot be written.
+        Interrupted: Ctrl-C, or SIGTERM; nothing of it runs any more.
 
     """
+    if check and (need := tool(*_IP)):  # not after hours of compiling
+        raise EngineError(
+            f"the bundle cannot be checked here: {need.what} is missing",
+            why=f"{need.what} {need.why}",
+            next_step=f"{need.mend}; or export it with --no-check",
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with interruptible(), TemporaryDirectory(dir=path.parent, prefix=".bundle-") as folder:
@@ -123,12 +134,28 @@ def _own_engine(name: str) -> Iterator[Path]:
         local.stop(_quiet)
         shutil.rmtree(places.state(), ignore_errors=True)
 
-    with places.apart(name) as state:
+    with places.apart(name) as state, _alone(state):
         forget()  # of an export that was killed
         try:
             yield state
         finally:
             forget()
+
+
+@contextlib.contextmanager
+def _alone(state: Path) -> Iterator[None]:
+    """Wait until no other process uses the engine of a state folder, and show that."""
+    with contextlib.ExitStack() as shown:
+
+        def waiting() -> None:
+            report = shown.enter_context(reporting("bundle", ["wait"]))
+            shown.enter_context(report.stage("wait", in_engine=False))
+            report.note("waiting: another process exports a bundle, and this one is next")
+
+        # Beside the folder, which goes with its engine, and a lock in it would go with both.
+        with places.locked(state.with_suffix(".lock"), waiting):
+            shown.close()
+            yield
 
 
 def _quiet(line: str) -> None:
@@ -195,14 +222,21 @@ def _check(spec: ImageSpec, settings: Settings, draft: Path) -> None:
 
 
 def _found_out(spec: ImageSpec, settings: Settings) -> dict[str, str]:
-    """Return what the machine and the network have answered to the settings, as settings."""
+    """Return what the machine and the network have answered to the settings, as settings.
+
+    Paths among them are told from the root, as the check stands in another folder.
+    """
     found = {"CCA": " ".join(map(str, spec.arches))} if spec.arches else {}
+    paths = ["BASE_ARCHIVE"]
     for wheel in spec.compiled:
         part = "TORCH" if wheel.package == "torch" else "VISION"
         sources = {part: wheel.source} | ({"MAGMA": wheel.magma.source} if wheel.magma else {})
         found |= {f"{name}_REF": it.ref for name, it in sources.items() if it.kind == "git"}
-    if settings.base_archive:
-        found["BASE_ARCHIVE"] = str(Path(settings.base_archive).absolute())
+        paths += [f"{name}_URL" for name, it in sources.items() if it.kind in {"archive", "path"}]
+    for name in paths:
+        value = str(getattr(settings, name.lower()))
+        if value and "://" not in value:
+            found[name] = str(Path(value).expanduser().absolute())
     return found
 
 
@@ -222,23 +256,26 @@ def _without_network(
         "ENGINE": "local",
         "ENGINES": "",
         "PYTHONPATH": str(Path(__file__).parents[2]),
+        "SIGN_KEY": "",  # nothing is attached there, and it may be a path from here
         "XDG_CACHE_HOME": str(folder / "cache"),
         "XDG_STATE_HOME": str(folder / "state"),
     }
     held = str(lock.FILE.absolute()) if spec.lock else ""
     shell = ("sh", "-ec", _WITHOUT_NETWORK, sys.executable, spec.target, held)
     with subprocess.Popen(
-        ["unshare", "--net", *shell],
+        # Its group hears of no closed terminal: it is told of our end, however that comes.
+        ["setpriv", "--pdeathsig", "INT", "unshare", "--net", *shell],
         cwd=folder,
         env={**kept, **asked, **own},
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,
-    ) as child:
+        # A group of its own: a terminal's Ctrl-C comes to us, and is handed on once.
+        start_new_session=True,
+    ) as process:
         try:
-            said, _ = child.communicate()
-        except KeyboardInterrupt:
-            # It hears of it as well, and ends an engine that nobody else knows of.
-            child.wait(_PATIENCE_SECONDS)
-            raise
+            said, _ = process.communicate()
+        finally:
+            # It ends an engine that nobody else knows of.
+            child.end(process)
     return said

@@ -12,9 +12,9 @@ from typing import Any
 
 import platformdirs
 
-from pipeline import publish
+from pipeline import publish, store
 from pipeline.bundle import export
-from pipeline.bundle.layout import NAME, Bundle
+from pipeline.bundle.layout import NAME, Bundle, Part
 from pipeline.engine.local import build as programs
 from pipeline.engine.local import places, rootfs
 from pipeline.errors import BundleError, PublishError
@@ -48,7 +48,7 @@ def bring_in(path: Path, folder: Path) -> Imported:
     The image goes into Docker if a daemon answers, else into a file in `folder`.
 
     Raises:
-        BundleError: it is not whole, or damaged; nothing was taken from it.
+        BundleError: it is not whole, damaged, or has no image; nothing was taken from it.
         PublishError: what is in it cannot be put in its place.
 
     """
@@ -56,6 +56,7 @@ def bring_in(path: Path, folder: Path) -> Imported:
         bundle = Bundle.opened(path)
         try:
             with report.stage("check", in_engine=False):
+                part = _the_image(bundle)
                 size = bundle.check(report.say)
             with report.stage("engine", in_engine=False), _in_words():
                 has_engine = _engine(bundle, report.say)
@@ -64,7 +65,7 @@ def bring_in(path: Path, folder: Path) -> Imported:
             with report.stage("wheels", in_engine=False), _in_words():
                 _wheels(bundle)
             with report.stage("image", in_engine=False), _in_words():
-                image, archive = _image(bundle, folder, report.say)
+                image, archive = _image(bundle, part, folder, report.say)
         finally:
             bundle.close()
     return Imported(path, bundle.digest, size, image, archive, has_engine)
@@ -100,43 +101,54 @@ def _engine(bundle: Bundle, say: Callable[[str], None]) -> bool:
     if not parts or parts[0].annotations.get(export.RECIPE) != export.recipe():
         return False
     files = bundle.files("engine")
-    wanted = {export.ROOT: (rootfs.place(), rootfs.made())}
-    built = programs.built()
-    wanted[export.PROGRAMS] = (programs.imported(), built.home if built else None)
     lock = places.cache() / "lock"
-    for name, (place, there) in wanted.items():
-        if there:
-            continue
-        with (
-            places.locked(lock, lambda: say("waiting: another process builds the engine")),
-            TemporaryDirectory(dir=places.cache(), prefix=".bundle-") as folder,
-        ):
-            packed = Path(folder) / name
-            bundle.write(files[name], packed)
-            with places.under_construction(place) as draft:
-                export.unpack(packed, draft)
+    with places.locked(lock, lambda: say("waiting: another process builds the engine")):
+        # Looked for by who has the lock: another process may have put it there meanwhile.
+        wanted = {export.ROOT: (rootfs.place(), rootfs.made())}
+        built = programs.built()
+        wanted[export.PROGRAMS] = (programs.imported(), built.home if built else None)
+        for name, (place, there) in wanted.items():
+            if there:
+                continue
+            with TemporaryDirectory(dir=places.cache(), prefix=".bundle-") as folder:
+                packed = Path(folder) / name
+                bundle.write(files[name], packed)
+                with places.under_construction(place) as draft:
+                    export.unpack(packed, draft)
     return True
 
 
 def _wheels(bundle: Bundle) -> None:
     """Put compiled wheels into the store of this machine."""
-    store = platformdirs.user_cache_path("cresset") / "wheels"
+    wheels = platformdirs.user_cache_path("cresset") / "wheels"
     names = {title.partition("/")[0] for title in bundle.files("wheels")}
     for tag in names:
-        if (store / tag).exists():
+        place = wheels / tag
+        if place.exists():
             continue
-        store.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=store, prefix=f".{tag}.") as folder:
+        wheels.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=wheels, prefix=f".{tag}.") as folder:
             draft = Path(folder) / "wheel"
             draft.mkdir(mode=0o755)
             for title, blob in bundle.files("wheels").items():
                 if title.startswith(f"{tag}/"):
                     bundle.write(blob, draft / title.rpartition("/")[2])
-            draft.rename(store / tag)
+            store.move(draft, place)
 
 
-def _image(bundle: Bundle, folder: Path, say: Callable[[str], None]) -> tuple[str, str]:
-    (part,) = bundle.of("image")
+def _the_image(bundle: Bundle) -> Part:
+    """Return the one image of a bundle; BundleError where that has none, or several."""
+    parts = [part for part in bundle.of("image") if NAME in part.annotations]
+    if len(parts) != 1:
+        raise BundleError(
+            f"{bundle.path} is no bundle to import",
+            why=f"it has {len(parts)} images, and one is imported" if parts else "it has no image",
+            next_step="take one that `bundle export` has written",
+        )
+    return parts[0]
+
+
+def _image(bundle: Bundle, part: Part, folder: Path, say: Callable[[str], None]) -> tuple[str, str]:
     name = part.annotations[NAME]
     repository, _, variant = name.rpartition(":")
     folder.mkdir(parents=True, exist_ok=True)

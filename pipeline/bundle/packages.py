@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import unquote, urljoin, urlsplit
 
 from pipeline.bundle.layout import Blob, Bundle, Role, Writer
-from pipeline.errors import BundleError
 from pipeline.host import ca
 
 if TYPE_CHECKING:
@@ -55,7 +54,8 @@ _FILE = re.compile(r"/files/([0-9a-f]{64})/([^/]+)")
 class Answer:
     """What a request is answered with."""
 
-    status: HTTPStatus
+    status: int
+    """Any that a server somewhere may give, so more than HTTP names."""
     body: Iterator[bytes] = field(default_factory=lambda: iter(()))
     size: int | None = None
     """Of the body, where it is known before its end."""
@@ -73,7 +73,7 @@ class Packages(Protocol):
         """Which of the indexes there are."""
 
 
-def _text(status: HTTPStatus, text: str, kind: str = "text/plain") -> Answer:
+def _text(status: int, text: str, kind: str = "text/plain") -> Answer:
     body = text.encode()
     return Answer(status, iter((body,)), len(body), f"{kind}; charset=utf-8")
 
@@ -207,7 +207,7 @@ class Recorder:
         accept = "application/vnd.pypi.simple.v1+json, text/html;q=0.1"
         response = self._get(url, {"Accept": accept})
         if response.status_code != HTTPStatus.OK:
-            return Answer(HTTPStatus(response.status_code), size=0)
+            return Answer(response.status_code, size=0)
         found = {}
         for it in listed(response.text, response.headers.get("Content-Type", ""), response.url):
             place = hashlib.sha256(it.url.encode()).hexdigest()
@@ -223,7 +223,7 @@ class Recorder:
         if name == f"{it.name}.metadata":
             response = self._get(f"{url}.metadata", {})
             body = response.content
-            return Answer(HTTPStatus(response.status_code), iter((body,)), len(body))
+            return Answer(response.status_code, iter((body,)), len(body))
         return self._kept(url, "python", title, it.sha256)
 
     def _from_npm(self, path: str) -> Answer:
@@ -232,7 +232,7 @@ class Recorder:
             return self._kept(url, "npm", path, "")
         response = self._get(url, {"Accept": "application/json"})
         if response.status_code != HTTPStatus.OK:
-            return Answer(HTTPStatus(response.status_code), size=0)
+            return Answer(response.status_code, size=0)
         # npm itself takes its own registry's name for that of whichever it was told of.
         text = response.text
         for base in (self._npm, NPM):
@@ -244,7 +244,7 @@ class Recorder:
         response = self._get(url, {"Accept-Encoding": "identity"}, stream=True)
         if response.status_code != HTTPStatus.OK:
             response.close()
-            return Answer(HTTPStatus(response.status_code), size=0)
+            return Answer(response.status_code, size=0)
         length = response.headers.get("Content-Length")
         body = self._passing(response, role, title, sha256, int(length) if length else None)
         return Answer(HTTPStatus.OK, body, int(length) if length else None)
@@ -410,7 +410,7 @@ class _Handler(BaseHTTPRequestHandler):
         target = self.path.removeprefix(URL)
         try:
             given = self.server.served.packages.answer(target)
-        except OSError as error:  # requests' own are OSErrors too
+        except Exception as error:  # noqa: BLE001 - whatever a server sends, the build is answered
             self._fail(error)
             given = Answer(HTTPStatus.BAD_GATEWAY, size=0)
         self.send_response(given.status)
@@ -426,13 +426,13 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             for piece in given.body:
                 self.wfile.write(piece)
-        except (OSError, BundleError) as error:  # the answer has begun, and its end says so
+        except Exception as error:  # noqa: BLE001 - the answer has begun, and its end says so
             self.close_connection = True
             if not isinstance(error, ConnectionError):
                 self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        said = re.sub(r"//\S*@", "//", str(error))
+        said = re.sub(r"//\S*@", "//", f"{self.path}: {type(error).__name__}: {error}")
         self.server.served.broken = self.server.served.broken or " ".join(said.split())[:400]
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name

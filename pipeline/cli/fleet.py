@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,13 +53,21 @@ def build_matrix(flags: dict[str, str], asked: Asked, until: float) -> None:
     from pipeline.errors import interruptible
     from pipeline.fleet import build as fleet
     from pipeline.matrix import applied
+    from pipeline.validate_source import at_commits
 
     planned = cells_of(flags, asked.file, asked.only, asked.skip, asked.mode)
     settings = planned.settings
     # Once for all that go to the same place: whether Docker answers can take seconds.
     destination = functools.cache(publish.destination)
+    # A branch may move before its cell is built, which then were not the one that is planned here.
+    # One of a lock does not, and whether it has moved since is for the build to ask.
+    commits = {} if asked.mode else planned.branches.commits
     wanted = [
-        fleet.Wanted(cell, own, destination(own.registry, own.image_name))
+        fleet.Wanted(
+            replace(cell, settings={**cell.settings, **at_commits(own, commits)}),
+            own,
+            destination(own.registry, own.image_name),
+        )
         for cell in planned.cells
         for own in [applied(settings, cell.settings)]
     ]

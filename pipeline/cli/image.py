@@ -120,11 +120,18 @@ def build_only(
     from pipeline import compose, publish, validate
     from pipeline import plan as planning
     from pipeline.cli import fleet
+    from pipeline.errors import ConfigError, Problem
 
     until = _until(deadline)
     mode = mode_of(locked, frozen)
     targets = [target] if target else []
-    check_matrix_options(targets, matrix=matrix, only=only, skip=skip, resume=resume)
+    check_matrix_options(targets, matrix=matrix, only=only, skip=skip, file=file, resume=resume)
+    if resume and (force or pull):
+        why = "the one delivers all anew, the other leaves what the last run delivered as it is"
+        anew = "--force" if force else "--pull"
+        raise ConfigError([Problem("--resume", "yes", f"{anew} goes against it: {why}",
+                                   allowed=f"{anew} or --resume", next_step="leave one out")]
+                          )  # fmt: skip
     if matrix:
         asked = fleet.Asked(
             tuple(only or ()), tuple(skip or ()), file, resume, force, pull, dry_run, as_json, mode
@@ -154,7 +161,7 @@ def build_only(
         from pipeline.attest import proof
 
         typer.echo(f"nothing to do: {spec.variant} is in {where.name} already", err=True)
-        if proof.lacks_signature(settings, where, outcome.delivered):
+        if proof.lacks_proof(settings, where, outcome.delivered):
             proof.attest_published(spec, settings, where, again=False)
     fleet.summarize(outcome, there=there)
     image = outcome.delivered.image

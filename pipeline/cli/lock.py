@@ -61,7 +61,7 @@ def lock(
     from pipeline.cli.specs import commit_of
     from pipeline.errors import ConfigError, Problem
 
-    check_matrix_options(targets or (), matrix=matrix, only=only, skip=skip)
+    check_matrix_options(targets or (), matrix=matrix, only=only, skip=skip, file=file)
     wanted = _Wanted(flags, tuple(targets or ("",)), matrix, file, tuple(only or ()),
                      tuple(skip or ()))  # fmt: skip
     if check:
@@ -70,26 +70,53 @@ def lock(
             raise ConfigError([Problem("--check", "yes", why, next_step="leave the others out")])
         _check(wanted)
         return
-    old = new = locks.read()
-    for asked in wanted.asked(None if update else old):
-        new = relock.relocked(asked, new, commit_of(asked.settings), update=update)
-        if asked.spec.variant not in new.image:
-            typer.echo(
-                f"note: the packages of {asked.spec.variant} are locked once its wheels are there: "
-                "`python -m pipeline wheels --locked`, then `lock` again",
-                err=True,
-            )
+    old = new = written = locks.read()
+    waiting = []
+    images = wanted.asked(None if update else old)
+    for number, asked in enumerate(images, 1):
+        done = relock.relocked(asked, new, commit_of(asked.settings), update=update)
+        new = done.lock
+        if done.waits:
+            waiting.append(asked.spec.variant)
+        # An update that ends half-way would leave one image's base beside another's old packages.
+        if new != written and not update and not dry_run:
+            locks.write(new)
+            written = new
+            if matrix:
+                at = f"{number} of {len(images)}"
+                typer.echo(f"{locks.FILE} has {asked.spec.variant} now, {at}", err=True)
     moves = locks.moves(old, new)
-    if moves and not dry_run:
+    if new != written and not dry_run:
         locks.write(new)
+    for note in _waiting(waiting, new):
+        typer.echo(f"note: {note}", err=True)
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(it) for it in moves]))
     else:
         for it in moves:
             typer.echo(str(it))
-    done = "would change" if dry_run else "changed"
-    typer.echo(f"{locks.FILE}: {len(moves)} entries {done}" if moves
+    how = "would change" if dry_run else "changed"
+    typer.echo(f"{locks.FILE}: {len(moves)} entries {how}" if moves
                else f"{locks.FILE}: nothing moves", err=True)  # fmt: skip
+
+
+def _waiting(variants: Sequence[str], lock: Lock) -> list[str]:
+    """Return what is to be said of images whose wheels are not compiled yet."""
+    kept = [it for it in variants if it in lock.image]
+    without = [it for it in variants if it not in lock.image]
+    return [
+        f"their wheels are not compiled yet, so {what}: {', '.join(names)}; next: "
+        f"`python -m pipeline wheels --locked` with the settings of each, then `{verb}` again"
+        for names, what, verb in (
+            (kept, "the packages of these stay as they were", "lock --update"),
+            (
+                without,
+                "these are locked without packages, and no build with --locked takes them",
+                "lock",
+            ),
+        )
+        if names
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,24 +58,28 @@ def matrix(
 ) -> None:
     """List the images of images.toml, and which of them are in the registry already."""
     from pipeline.errors import ConfigError, Problem
+    from pipeline.matrix import applied
 
     planned = cells_of(flags, file, only or (), skip or (), mode_of(locked, frozen))
-    settings, cells = planned.settings, planned.cells
+    cells = planned.cells
+    own = [applied(planned.settings, cell.settings) for cell in cells]
     asks = "--missing" if missing else "--unsigned" if unsigned else ""
-    if asks and not settings.registry:
+    nowhere = [cell.variant for cell, it in zip(cells, own, strict=True) if not it.registry]
+    if asks and nowhere:
+        of = f"for {len(nowhere)} of {len(cells)} images, such as {nowhere[0]}"
         raise ConfigError(
             [
                 Problem(
-                    "REGISTRY", "", f"{asks} asks a registry what it has, and none is named",
+                    "REGISTRY", "", f"{asks} asks a registry what it has, and none is named {of}",
                     allowed="ghcr.io/team or localhost:5000", next_step="set REGISTRY",
                 )
             ]
         )  # fmt: skip
-    published = _published(cells, settings)
-    there = _signed(cells, settings, published) if unsigned else published
+    published = _published(cells, own)
+    there = _signed(cells, own, published) if unsigned else published
     rows = [
         _row(cell, settings, it)
-        for cell, it, left_out in zip(cells, published, there, strict=True)
+        for cell, settings, it, left_out in zip(cells, own, published, there, strict=True)
         if not (asks and left_out)
     ]
     if github:
@@ -88,22 +92,20 @@ def matrix(
         _print_table(rows)
 
 
-def _published(cells: Sequence[Cell], settings: Settings) -> list[bool | None]:
+def _published(cells: Sequence[Cell], own: Sequence[Settings]) -> list[bool | None]:
     """Return for each cell whether its registry has its key, None where none is named.
 
-    Each repository is asked once, whatever the number of its cells.
+    `own` are the settings of each. Each repository is asked once, whatever the number of its cells.
     """
     from pipeline import publish, tags
-    from pipeline.matrix import applied
 
     asked: dict[str, frozenset[str]] = {}
     answers: list[bool | None] = []
-    for cell in cells:
-        own = applied(settings, cell.settings)
-        if not own.registry:
+    for cell, settings in zip(cells, own, strict=True):
+        if not settings.registry:
             answers.append(None)
             continue
-        repository = tags.repository(own.image_name, own.registry)
+        repository = tags.repository(settings.image_name, settings.registry)
         if repository not in asked:
             asked[repository] = frozenset(publish.published(repository))
         answers.append(tags.key_tag(cell.spec) in asked[repository])
@@ -111,14 +113,12 @@ def _published(cells: Sequence[Cell], settings: Settings) -> list[bool | None]:
 
 
 def _signed(
-    cells: Sequence[Cell], settings: Settings, published: Sequence[bool | None]
+    cells: Sequence[Cell], own: Sequence[Settings], published: Sequence[bool | None]
 ) -> list[bool]:
     """Return for each cell whether its registry has it, and somebody has signed it."""
     from pipeline import tags
     from pipeline.attest.attached import are_signed
-    from pipeline.matrix import applied
 
-    own = [applied(settings, cell.settings) for cell in cells]
     places = [
         (tags.repository(it.image_name, it.registry), tags.key_tag(cell.spec))
         for cell, it in zip(cells, own, strict=True)
@@ -130,7 +130,6 @@ def _signed(
 
 def _row(cell: Cell, settings: Settings, published: bool | None) -> dict[str, Any]:
     from pipeline import tags
-    from pipeline.matrix import applied
 
     return {
         "variant": cell.variant,
@@ -139,7 +138,7 @@ def _row(cell: Cell, settings: Settings, published: bool | None) -> dict[str, An
         "settings": dict(cell.settings),
         "compiled": [wheel.variant for wheel in cell.spec.compiled],
         "published": published,
-        "tags": list(tags.tags(cell.spec, applied(settings, cell.settings).image_name)),
+        "tags": list(tags.tags(cell.spec, settings.image_name)),
     }
 
 

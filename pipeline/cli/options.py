@@ -42,6 +42,7 @@ def check_matrix_options(
     matrix: bool,
     only: Sequence[str] | None,
     skip: Sequence[str] | None,
+    file: Path,
     resume: bool = False,
 ) -> None:
     """Refuse what goes with one image alone, or with a matrix alone, beside the other.
@@ -59,6 +60,7 @@ def check_matrix_options(
     if matrix:
         return
     given = {"--only": ", ".join(only or ()), "--skip": ", ".join(skip or ())}
+    given["--file"] = str(file) if file != FILE else ""
     given["--resume"] = "yes" if resume else ""
     problems = [
         Problem(name, value, "chooses among images, and this is one", next_step="add --matrix")

@@ -351,36 +351,6 @@ def _fitting(torch: TorchRelease, cuda: CudaRelease, dist: Distribution) -> list
     ]
 
 
-def check_cudnn(torch: TorchRelease, cudnn: str, arches: Sequence[Arch]) -> tuple[Problem, ...]:
-    """Return why this cuDNN cannot be compiled with, or does not run on a wanted GPU."""
-    problems = []
-    if not torch.cudnn.holds(cudnn):
-        problems.append(
-            Problem(
-                "CUDNN_VERSION",
-                cudnn,
-                f"torch {torch.version} compiles with cuDNN {torch.cudnn}: {torch.cudnn.reason}",
-                allowed=str(torch.cudnn),
-                next_step="set CUDNN_VERSION inside it, or a CUDA_VERSION whose images hold one",
-                source=torch.cudnn.source,
-            )
-        )
-    newest = newest_cudnn(arches)
-    if newest and numbers(cudnn) > numbers(newest):
-        row = next(row for row in _rows(arches) if row.cudnn_max == newest)
-        problems.append(
-            Problem(
-                "CUDNN_VERSION",
-                cudnn,
-                f"this cuDNN does not run on {row}: {row.reason}",
-                allowed=f"{newest} or older",
-                next_step=f"set CUDNN_VERSION={newest}",
-                source=row.source,
-            )
-        )
-    return tuple(problems)
-
-
 def newest_cudnn(arches: Sequence[Arch]) -> str:
     """Return the newest cuDNN that runs on all of these GPUs; empty where nothing bounds it."""
     return min((row.cudnn_max for row in _rows(arches) if row.cudnn_max), key=numbers, default="")

@@ -174,14 +174,34 @@ def magma(
     ``auto`` leaves it out where torch no longer gains from it, and otherwise prefers the
     distribution's, which is compiled, to its own.
     """
+    # Asked for thousands of sets of GPUs at once, most of which lack the same.
+    return _magma(
+        torch, cuda, dist, source, version.removeprefix("v"), _lacking(dist, tuple(arches))
+    )
+
+
+@cache
+def _lacking(dist: Distribution, arches: tuple[Arch, ...]) -> tuple[Arch, ...]:
+    """Return for which architectures the distribution's MAGMA has no code."""
+    return tuple(it for it in arches if not any(has.runs_on(it) for has in dist.magma_archs))
+
+
+@cache
+def _magma(
+    torch: TorchRelease,
+    cuda: str,
+    dist: Distribution,
+    source: MagmaKind | Literal["auto"],
+    version: str,
+    lacking: tuple[Arch, ...],
+) -> MagmaChoice | Problem:
     release = lookup.cuda_release(cuda)
     if isinstance(release, Problem):
         return release
-    version = version.removeprefix("v")
     gain = tables.magma_use(torch.version)
     if source == "off" or (source == "auto" and not gain.use and not version):
         return MagmaChoice("off", "", "MAGMA_SOURCE=off" if source == "off" else gain.reason)
-    packaged = _packaged_magma(torch, release.version, dist, version, arches)
+    packaged = _packaged_magma(torch, release.version, dist, version, lacking)
     if source == "apt" or (source == "auto" and isinstance(packaged, MagmaChoice)):
         return packaged
     found = _magma_release(torch, release.version, version)
@@ -197,11 +217,10 @@ def magma(
 
 
 def _packaged_magma(
-    torch: TorchRelease, cuda: str, dist: Distribution, version: str, arches: Sequence[Arch]
+    torch: TorchRelease, cuda: str, dist: Distribution, version: str, lacking: Sequence[Arch]
 ) -> MagmaChoice | Problem:
     """Return the distribution's MAGMA, or why it does not serve."""
     release = tables.magmas().get(dist.magma)
-    lacking = [arch for arch in arches if not any(it.runs_on(arch) for it in dist.magma_archs)]
     if version not in {"", dist.magma}:
         why = f"not {version}"
     elif dist.cuda != cuda:

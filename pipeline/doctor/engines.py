@@ -11,7 +11,6 @@ from pipeline.doctor.finding import Finding, error, note, warning
 from pipeline.host.machine import Docker, Machine, Toolkit
 from pipeline.settings import Settings
 
-RELEASE_NOTES = "https://docs.docker.com/engine/release-notes/"
 GUIDE = (
     "https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/install-guide.html"
 )

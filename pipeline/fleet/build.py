@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +18,7 @@ from anyio import to_thread
 from anyio.abc import TaskGroup
 
 from pipeline import publish, store, summary
+from pipeline.attest import proof
 from pipeline.errors import EngineError, Interrupted, Terminated, Unfinished
 from pipeline.fleet import child, handout, report
 from pipeline.fleet import engines as fleet
@@ -31,6 +33,7 @@ PROGRAM: Final = (sys.executable, "-m", "pipeline")
 
 # All that would end us alone: the children are in groups of their own, and hear of none of them.
 _ENDINGS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_AT_ONCE: Final = 8
 _HEARTBEAT_SECONDS: Final = 20.0
 _TOGETHER_SECONDS: Final = 30.0
 # The base may have to be made first; later it is there.
@@ -75,9 +78,10 @@ def found(wanted: Sequence[Wanted], options: Options) -> dict[str, Mapping[str, 
     """Return what needs no build, as ``--json`` prints it, by the name of the cell.
 
     That is what the destinations have, asked at once, but with `force`; with `resume` what the
-    last run delivered is not asked for again.
+    last run delivered is not asked for again. What lacks its proof is handed out, to get it.
 
     Raises:
+        ConfigError: SIGN_KEY is no key.
         PublishError: a registry cannot be asked.
 
     """
@@ -93,12 +97,18 @@ def found(wanted: Sequence[Wanted], options: Options) -> dict[str, Mapping[str, 
         return there
     asked = [it for it in wanted if it.name not in there]
     answers = publish.find_all([(it.cell.spec, it.where) for it in asked])
-    for it, delivered in zip(asked, answers, strict=True):
-        if delivered:
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        proved = threads.map(_is_proved, asked, answers)
+    for it, delivered, is_proved in zip(asked, answers, proved, strict=True):
+        if delivered and is_proved:
             there[it.name] = {
                 "ref": delivered.ref, "digest": delivered.digest, "size": delivered.size
             }  # fmt: skip
     return there
+
+
+def _is_proved(wanted: Wanted, delivered: publish.Delivered | None) -> bool:
+    return delivered is not None and not proof.lacks_proof(wanted.settings, wanted.where, delivered)
 
 
 def stored(wanted: Sequence[Wanted]) -> frozenset[str]:
@@ -123,12 +133,12 @@ def stored(wanted: Sequence[Wanted]) -> frozenset[str]:
 def build(wanted: Sequence[Wanted], settings: Settings, options: Options) -> Report:
     """Build every cell that is not there yet; return how each ended.
 
-    One that fails keeps no other from being built. Standard error shows what runs.
+    One that fails keeps no other from being built. Standard error shows what runs. Ctrl-C and
+    SIGTERM end what runs in good order, and are the report's exit code: 130, 143.
 
     Raises:
         EngineError: ENGINES is empty, and there is no engine.
         PublishError: a registry cannot be asked what it has.
-        Interrupted: Ctrl-C; the report is written all the same, and nothing runs any more.
 
     """
     begun = time.monotonic()
@@ -319,6 +329,8 @@ class _Run:
         elif ended.code == 0:
             self.state = handout.delivered(self.state, cell)
             row.result, row.error, row.code = ended.said, {}, 0
+            # Another than was planned where a working tree was edited since.
+            row.key = str(ended.said.get("key", row.key))
         else:
             error = ended.said.get("error") or _unsaid(ended.code)
             row.error, row.code = error, ended.code
@@ -391,7 +403,10 @@ class _Run:
                         scope.cancel()
 
     def ended(self, begun: float) -> Report:
-        """Return the report, kept and appended to the step summary."""
+        """Return the report, kept and appended to the step summary.
+
+        Where it cannot be kept, standard error says so: whoever waits for it has it all the same.
+        """
         rows = list(self.rows.values())
         if self.state:
             fleet.keep(self.state.holds)
@@ -408,7 +423,10 @@ class _Run:
             time.monotonic() - begun,
             handout.exit_code([row.code for row in rows]),
         )
-        report.keep(self.folder, made)
+        try:
+            report.keep(self.folder, made)
+        except OSError as error:
+            self.view.note(f"note: the report is not kept, so no --resume knows of it: {error}")
         good = sum(row.state in report.GOOD for row in rows)
         title = f"{good} of {len(rows)} images delivered in {made.seconds:.0f} s"
         summary.append(title, [row.as_json() for row in rows])

@@ -36,15 +36,24 @@ async def run(
     """Run a child to its end; `told` gets the last line of its log whenever there is a new one.
 
     Its log is what it writes to standard error; the JSON stays beside it. A child whose wait is
-    cancelled is sent SIGINT with all that it started, and killed if it does not end by that.
+    cancelled is sent SIGINT with all that it started, and killed if it does not end by that. One
+    that cannot be started, as on a full disk, has ended with 1 and says why.
     """
     begun = time.monotonic()
     printed = log.with_suffix(".json")
-    with log.open("wb") as err, printed.open("wb") as out:
-        # A group of its own: a terminal's Ctrl-C comes to us, and is handed on once.
-        process = await anyio.open_process(
-            argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=env, start_new_session=True
-        )
+    try:
+        with log.open("wb") as err, printed.open("wb") as out:
+            # A group of its own: a terminal's Ctrl-C comes to us, and is handed on once.
+            process = await anyio.open_process(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                env=env,
+                start_new_session=True,
+            )
+    except OSError as error:
+        return Ended(1, time.monotonic() - begun, {"error": _unstarted(error, log)})
     try:
         async with anyio.create_task_group() as group:
             group.start_soon(_follow, log, told)
@@ -59,8 +68,17 @@ async def run(
     return Ended(code, time.monotonic() - begun, said)
 
 
+def _unstarted(error: OSError, log: Path) -> dict[str, str]:
+    return {
+        "what": "no process could be started for it",
+        "why": str(error),
+        "next": f"make room in {log.parent} and in the memory, and run it again",
+    }
+
+
 async def _follow(log: Path, told: Callable[[str], None]) -> None:
-    with log.open(errors="replace") as written:
+    # Nobody is told then; the child and its log go on.
+    with contextlib.suppress(OSError), log.open(errors="replace") as written:
         while True:
             lines = [line for line in written.read().splitlines() if line.strip()]
             for line in lines:
@@ -73,12 +91,23 @@ async def _end(process: Process) -> None:
     for number, seconds in _PATIENCE:
         if process.returncode is not None:
             break
-        _signal(process, number)
+        _signal(process.pid, number)
         with anyio.move_on_after(seconds):
             await process.wait()
-    _signal(process, signal.SIGTERM)
+    _signal(process.pid, signal.SIGTERM)
 
 
-def _signal(process: Process, number: signal.Signals) -> None:
+def end(process: subprocess.Popen[str]) -> None:
+    """Do the same where nothing else goes on; the child leads a group of its own."""
+    for number, seconds in _PATIENCE:
+        if process.poll() is not None:
+            break
+        _signal(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+    _signal(process.pid, signal.SIGTERM)
+
+
+def _signal(group: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
+        os.killpg(group, number)

@@ -316,8 +316,8 @@ _WORST: Final = (130, 143, 2, 5, 6, 1, 7, 8, 9, 3, 4)
 def exit_code(codes: Sequence[int]) -> int:
     """Return the exit code of a whole matrix: that of its worst cell, 0 if all are delivered.
 
-    Worst first: 130 (Ctrl-C), 2 (settings), 5 (build), 6 (verification), 1 (anything else, as a
-    child that was killed), 7 (publish), 8 (unfinished), 9, 3, 4 (no engine).
+    Worst first: 130 (Ctrl-C), 143 (SIGTERM), 2 (settings), 5 (build), 6 (verification), 1 (anything
+    else, as a child that was killed), 7 (publish), 8 (unfinished), 9, 3, 4 (no engine).
     """
     bad = {code if code in _WORST else 1 for code in codes if code}
     return min(bad, key=_WORST.index, default=0)

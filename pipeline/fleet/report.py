@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import re
@@ -17,7 +18,10 @@ import platformdirs
 
 from pipeline.host import whole
 
+_REPORT: Final = "report.json"
 _KEEP_RUNS: Final = 20
+# Longer than a run may take; one that was killed never says that it ended.
+_FORGOTTEN_SECONDS: Final = 14 * 86400
 _STAGE: Final = re.compile(r"([a-z]+(?:-[a-z]+)*): (running|cached|done|failed)\b ?(.*)")
 
 # States beside those of a cell that was handed out (pipeline.fleet.handout.Outcome).
@@ -226,25 +230,37 @@ def folder() -> Path:
 
 
 def new_run() -> Path:
-    """Return the folder of a new run; the oldest runs go."""
+    """Return the folder of a new run; the oldest go, but for those that may run still.
+
+    OSError where it cannot be made.
+    """
     now = datetime.datetime.now(tz=datetime.UTC).astimezone()
     run = folder() / f"{now:%Y%m%d-%H%M%S-%f}"
     run.mkdir(parents=True)
     for old in sorted(folder().iterdir())[:-_KEEP_RUNS]:
-        shutil.rmtree(old, ignore_errors=True)
+        if _is_over(old):
+            shutil.rmtree(old, ignore_errors=True)
     return run
+
+
+def _is_over(run: Path) -> bool:
+    """Say whether a run has ended, or has written nothing anew for so long that it must have."""
+    with contextlib.suppress(OSError):  # somebody else was faster
+        forgotten = run.stat().st_mtime < time.time() - _FORGOTTEN_SECONDS
+        return forgotten or (run / _REPORT).exists()
+    return False
 
 
 def keep(run: Path, report: Report) -> Path:
     """Write the report into the folder of its run, whole or not at all; return its file."""
-    file = run / "report.json"
+    file = run / _REPORT
     whole.write(file, json.dumps(report.as_json(), indent=1))
     return file
 
 
 def last_delivered() -> dict[tuple[str, str], dict[str, Any]]:
     """Return the cells that the last run on record delivered or found, by key and destination."""
-    for file in sorted(folder().glob("*/report.json"), reverse=True):
+    for file in sorted(folder().glob(f"*/{_REPORT}"), reverse=True):
         try:
             cells = json.loads(file.read_text())["cells"]
             return {

@@ -273,7 +273,7 @@ def test_in_a_workflow_cosign_signs_as_the_workflow(
     assert not notes.exists(), "without a token nobody could sign"
     attach.to_registry(subject, proof, None, print, environ=identity)
     ref = f"{image.repository}@{image.digest}"
-    sign, *attest = notes.read_text().splitlines()
+    *attest, sign = notes.read_text().splitlines()
     assert sign == f"sign --yes {ref}"
     assert [it.split()[:4] for it in attest] == [
         ["attest", "--yes", "--type", provenance.PREDICATE],

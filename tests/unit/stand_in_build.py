@@ -41,6 +41,8 @@ def main() -> None:
     time.sleep(0.1)
     delivered = {"ref": f"registry/{name}@sha256:1", "digest": "sha256:1", "size": 5}
     asked = {"args": sys.argv[1:], "summary": os.environ.get("GITHUB_STEP_SUMMARY")}
+    if what == "edited":
+        delivered["key"] = f"another key of {name}"
     sys.stdout.write(json.dumps(delivered | asked | {"cached": ["base"]}))
 
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import requests
 
-from pipeline.bundle import importing, layout, packages
+from pipeline.bundle import export, importing, layout, packages
 from pipeline.bundle.layout import NAME, Bundle
 from pipeline.bundle.supply import ORIGIN, Given, Taken
+from pipeline.engine.local import build as programs
+from pipeline.engine.local import places, rootfs
 from pipeline.errors import BundleError
 from tests.unit.specs import spec
 
@@ -177,6 +184,78 @@ def test_a_compiled_wheel_goes_from_the_store_into_the_bundle_and_into_another_s
     assert (kept / "torch-1-cp313.whl").read_bytes() == WHEEL
 
 
+@pytest.fixture
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder of the wheel store, in a cache of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "cache" / "cresset" / "wheels"
+
+
+def with_wheel(folder: Path) -> Path:
+    """Write a bundle with a compiled wheel, and no image."""
+    (folder / "partial").write_bytes(WHEEL)
+    with layout.written(folder / "wheel.tar") as writer:
+        writer.add("wheels", "torch-1-abc/torch-1-cp313.whl", folder / "partial")
+        writer.close({})
+    return folder / "wheel.tar"
+
+
+def test_nothing_is_taken_from_a_bundle_without_an_image(wheels: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no bundle to import") as refused:
+        importing.bring_in(with_wheel(tmp_path), tmp_path / "dist")
+    assert refused.value.why == "it has no image"
+    assert "bundle export" in refused.value.next_step
+    assert not wheels.exists()
+
+
+def before(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, first: Any) -> None:
+    """Let something happen once, before a function is called."""
+    called = getattr(where, name)
+    happened: list[bool] = []
+
+    def wrapped(*args: Any, **named: Any) -> Any:
+        if not happened:
+            happened.append(True)
+            first()
+        return called(*args, **named)
+
+    monkeypatch.setattr(where, name, wrapped)
+
+
+def test_two_imports_at_once_do_not_meet(
+    wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = with_wheel(tmp_path)
+    before(monkeypatch, Bundle, "write", lambda: importing.put_in_place(path))
+    importing.put_in_place(path)
+    (kept,) = wheels.iterdir()
+    assert (kept / "torch-1-cp313.whl").read_bytes() == WHEEL
+
+
+@pytest.mark.usefixtures("wheels")
+def test_an_engine_that_another_import_has_put_in_place_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs, "go_version", lambda: "")
+    with layout.written(tmp_path / "it.tar") as writer:
+        for name in (export.ROOT, export.PROGRAMS):
+            (tmp_path / "partial").write_bytes(b"packed")
+            writer.add("engine", name, tmp_path / "partial")
+        writer.annotate("engine", {export.RECIPE: export.recipe()})
+        writer.close({})
+
+    def another() -> None:
+        for place in (rootfs.place(), programs.imported()):
+            place.mkdir(parents=True)
+            (place / "theirs").touch()
+
+    before(monkeypatch, places, "locked", another)
+    monkeypatch.setattr(export, "unpack", lambda *_: pytest.fail("it is there already"))
+    importing.put_in_place(tmp_path / "it.tar")
+    assert (rootfs.place() / "theirs").exists()
+
+
 def test_only_what_is_in_it_is_answered(bundle: Bundle) -> None:
     replay = packages.Replay(bundle)
     assert replay.indexes == {"index"}
@@ -236,3 +315,77 @@ def test_both_kinds_of_index_are_read_and_written_alike(text: str, kind: str) ->
     (again,) = packages.listed(packages.page({place: found}), "text/html", packages.URL)
     assert again.url == f"{packages.URL}/files/{place}/a-1.tar.gz"
     assert (again.requires_python, again.yanked, again.has_metadata) == (">=3.8", True, True)
+
+
+def served(packages_: packages.Packages, target: str) -> tuple[str, str]:
+    """Return what a build is answered, and what its report says of that afterwards."""
+    told = packages.Served(0, packages_)
+    server = SimpleNamespace(served=told, answering=contextlib.nullcontext)
+    handler: Any = packages._Handler.__new__(packages._Handler)
+    handler.rfile = io.BytesIO(f"GET {target} HTTP/1.1\r\n\r\n".encode())
+    handler.wfile, handler.server, handler.client_address = io.BytesIO(), server, ("", 0)
+    handler.handle_one_request()
+    return handler.wfile.getvalue().decode(), told.broken
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Iterator[packages.Recorder]:
+    """Yield what asks an index, and keeps what it answers."""
+    with layout.written(tmp_path / "it.tar") as writer:
+        upstream = packages.Upstream("https://me:secret@index.invalid/simple")
+        recorder = packages.Recorder(upstream, writer, tmp_path)
+        yield recorder
+        recorder.close()
+        writer.close({})
+
+
+def answers(
+    monkeypatch: pytest.MonkeyPatch, status: int, content: bytes = b"", **headers: str
+) -> None:
+    """Let every server answer with that."""
+
+    def get(_: requests.Session, url: str, **__: Any) -> requests.Response:
+        response = requests.Response()
+        response.status_code, response.url, response._content = status, url, content
+        response._content_consumed = True  # type: ignore[attr-defined]
+        response.headers.update({name.replace("_", "-"): it for name, it in headers.items()})
+        return response
+
+    monkeypatch.setattr(requests.Session, "get", get)
+
+
+@pytest.mark.parametrize("target", ["/index/einops/", "/npm/pure-prompt", PACKAGES])
+def test_a_status_that_http_does_not_name_is_handed_on(
+    target: str, recorded: packages.Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers(monkeypatch, 520)
+    said, broken = served(recorded, target)
+    assert said.startswith("HTTP/1.1 520 ")
+    assert broken == ""
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"files": [{}]}', b'{"files": 1}'])
+def test_an_index_that_makes_no_sense_is_a_bad_gateway_and_is_told(
+    content: bytes, recorded: packages.Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers(monkeypatch, 200, content, Content_Type="application/vnd.pypi.simple.v1+json")
+    said, broken = served(recorded, "/index/einops/")
+    assert said.startswith("HTTP/1.1 502 ")
+    assert broken.startswith("/index/einops/: ")
+    assert "secret" not in broken
+
+
+def test_an_answer_that_breaks_off_is_told() -> None:
+    def pieces() -> Iterator[bytes]:
+        yield b"half"
+        raise ValueError("the rest is gone")
+
+    class Half:
+        indexes = frozenset[str]()
+
+        def answer(self, _: str) -> packages.Answer:
+            return packages.Answer(200, pieces(), 8)
+
+    said, broken = served(Half(), "/index/einops/")
+    assert said.endswith("half")
+    assert broken == "/index/einops/: ValueError: the rest is gone"

@@ -402,16 +402,6 @@ REFUSALS: dict[str, tuple[Callable[[], object], str, tuple[str, ...]]] = {
         "CUDA_VERSION",
         ("not on record", "13.2, 13.3", "BUILD_MODE=exclude"),
     ),
-    "cuDNN too new for old GPUs": (
-        lambda: rules.check_cudnn(torch("2.14.1"), "9.13.0.50", arches("7.0 8.0")),
-        "CUDNN_VERSION",
-        ("Volta: V100", "9.10.2.21", "conda-forge/cudnn-feedstock"),
-    ),
-    "cuDNN too new for the source": (
-        lambda: rules.check_cudnn(torch("2.2.0"), "9.1.0.70", []),
-        "CUDNN_VERSION",
-        ("torch 2.2.0 compiles with cuDNN 8", "https://github.com/spack"),
-    ),
     "driver too old": (
         lambda: rules.check_driver("12.4.1", "470.82.01"),
         "CUDA_VERSION",
@@ -578,13 +568,6 @@ def test_an_older_packaged_gcc_serves_where_the_default_is_too_new(
     version: str, of_cuda: str, distribution: str, gcc: str
 ) -> None:
     assert rules.host_gcc(torch(version), cuda(of_cuda), dist(*distribution.split())) == gcc
-
-
-@pytest.mark.parametrize(
-    ("version", "cudnn"), [("2.2.0", "8"), ("2.3.0", "8"), ("2.3.0", "9.0.0.312"), ("2.14.1", "9")]
-)
-def test_a_cudnn_is_accepted_by_major_or_in_full(version: str, cudnn: str) -> None:
-    assert rules.check_cudnn(torch(version), cudnn, arches("7.0")) == ()
 
 
 @pytest.mark.parametrize(("wanted", "newest"), [("8.6", ""), ("8.6 6.1", "9.10.2.21")])

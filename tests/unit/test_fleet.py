@@ -270,3 +270,4 @@ def test_the_exit_code_is_that_of_the_worst_cell() -> None:
     assert handout.exit_code([4, 8]) == 8
     assert handout.exit_code([-9, 7]) == 1
     assert handout.exit_code([130, 2]) == 130
+    assert handout.exit_code([143, 2]) == 143

@@ -10,17 +10,20 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from pipeline import lock as locks
 from pipeline import publish, store, summary
 from pipeline.cli import fleet as verbs
 from pipeline.engine import local, select
 from pipeline.engine.select import Choice
 from pipeline.errors import BuildError, EngineError
 from pipeline.fleet import report
+from pipeline.fleet.build import Wanted
 from pipeline.publish import Delivered
 from pipeline.settings import load
 from pipeline.spec import ImageSpec
 from tests.unit.running import run
-from tests.unit.specs import spec
+from tests.unit.specs import spec, spec_in
+from tests.unit.test_lock import lock_of
 
 MATRIX = """
 [axes]
@@ -74,6 +77,10 @@ def test_nothing_selected_is_its_own_exit_code(checkout: Path) -> None:
         ),
         (("build-only", "--only", "x*"), "--only='x*': chooses among images, and this is one"),
         (("build-only", "--resume"), "--resume='yes'"),
+        (("build", "--file", "few.toml"), "--file='few.toml': chooses among images"),
+        (("lock", "--file", "few.toml"), "--file='few.toml': chooses among images"),
+        (("build", "--matrix", "--resume", "--force"), "allowed: --force or --resume"),
+        (("build", "--matrix", "--resume", "--pull"), "--resume='yes': --pull goes against it"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(
@@ -94,6 +101,63 @@ def test_the_command_to_repeat_a_cell_has_no_password_in_it() -> None:
     assert "--file x.toml" in again
     assert "--frozen" in again
     assert "--tz UTC" in again
+
+
+BRANCH = """
+[settings]
+VISION_SOURCE = "git"
+PYTORCH_VERSION = "2.6.0"
+CCA = "8.6"
+[axes]
+of = [
+    { PYTHON_VERSION = "3.12", VISION_REF = "main" },
+    { PYTHON_VERSION = "3.13", VISION_REF = "v0.21.0" },
+]
+[[include]]
+SERVICE = "simple"
+reason = "a shell"
+"""
+
+
+def handed(checkout: Path, monkeypatch: pytest.MonkeyPatch, *argv: str) -> list[Wanted]:
+    """Return the cells that a matrix with a branch hands to its runner."""
+    given: list[Wanted] = []
+
+    def build(wanted: list[Wanted], *_: object) -> report.Report:
+        given.extend(wanted)
+        return report.Report([], [], 0, 0)
+
+    (checkout / "images.toml").write_text(BRANCH)
+    monkeypatch.setattr("pipeline.fleet.build.build", build)
+    monkeypatch.setattr("pipeline.host.repository.commit", lambda *_: "c" * 40)
+    ran = run("build-only", "--matrix", *argv)
+    assert ran.code == 0, ran.err
+    return given
+
+
+def test_a_branch_that_moves_under_a_matrix_makes_no_other_image(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = [it.cell for it in handed(checkout, monkeypatch)]
+    assert [it.settings.get("VISION_REF") for it in cells] == ["c" * 40, "v0.21.0", None]
+
+    def moved(*_: str) -> str:
+        raise AssertionError("nobody is asked again")
+
+    for cell in cells:
+        assert spec_in(checkout / "reqs", "", moved, **cell.settings).key == cell.key
+
+
+def test_whether_a_locked_branch_has_moved_is_asked_by_the_build_of_its_cell(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"VISION_SOURCE": "git", "PYTORCH_VERSION": "2.6.0", "CCA": "8.6",
+                "PYTHON_VERSION": "3.12", "VISION_REF": "main"}  # fmt: skip
+    made = spec_in(checkout / "reqs", "", lambda *_: "c" * 40, **settings)
+    url = "https://github.com/pytorch/vision.git"
+    locks.write(lock_of(made, git={url: {"main": "c" * 40}}))
+    (it,) = handed(checkout, monkeypatch, "--locked", "--only", made.variant)
+    assert it.cell.settings["VISION_REF"] == "main"
 
 
 # ENGINES

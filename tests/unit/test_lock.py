@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline import lock as locks
-from pipeline.errors import ConfigError, Problem
+from pipeline.errors import ConfigError, EngineError, Problem
 from pipeline.lock import Asked, Image, Lock, LockError
 from pipeline.relock import relocked
 from pipeline.settings import load
@@ -366,7 +368,7 @@ def test_lock_asks_no_engine_where_nothing_is_missing() -> None:
     def commit(*_: str) -> str:
         raise AssertionError("nobody is to be asked")
 
-    assert relocked(Asked(made, settings, {}), lock, commit, update=False) == lock
+    assert relocked(Asked(made, settings, {}), lock, commit, update=False).lock == lock
 
 
 def test_plan_is_held_to_the_lock_of_the_checkout(
@@ -416,3 +418,104 @@ def test_without_a_lock_a_locked_build_is_refused(checkout: Path) -> None:
     assert refusal.code == 2
     assert "python -m pipeline lock" in refusal.err
     assert not (checkout / "cresset.lock").exists()
+
+
+# Wheels that are not there, and engines that go away
+
+
+FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in COMPILED.items()]
+VARIANT = "py313-torch2.6.0-cu124-sm86-trixie"
+
+
+@pytest.fixture
+def newer(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand in a checkout, with an engine that finds a newer base, and no wheel anywhere."""
+
+    def started(_work: object, made: ImageSpec, *_: object) -> tuple[dict[str, str], None]:
+        return {locks.base_names(it)[0]: "sha256:newer" for it in locks.bases(made)}, None
+
+    monkeypatch.setattr("pipeline.relock.started", started)
+    monkeypatch.setattr("pipeline.host.repository.commit", lambda *_: "e" * 40)
+    return checkout
+
+
+def test_an_update_keeps_the_packages_of_an_image_whose_wheels_are_not_there(newer: Path) -> None:
+    made = spec_in(newer / "reqs", **COMPILED)
+    had = lock_of(made)
+    locks.write(had)
+    ran = run("lock", "--update", *FLAGS)
+    assert ran.code == 0, ran.err
+    has = locks.read()
+    assert has.image == had.image
+    assert set(has.base.values()) == {"sha256:newer"}
+    assert locks.held(made, has).compiled[0].source.ref == "e" * 40
+    assert "gone" not in ran.out
+    assert f"the packages of these stay as they were: {VARIANT}; next: " in ran.err
+    assert "wheels --locked" in ran.err
+    assert "then `lock --update` again" in ran.err
+
+
+@pytest.mark.parametrize("update", [("--update",), ()])
+def test_packages_that_are_of_other_requirements_go_and_that_is_said(
+    newer: Path, update: tuple[str, ...]
+) -> None:
+    locks.write(lock_of(spec_in(newer / "reqs", **COMPILED)))
+    (newer / "reqs/pip-train.requirements.txt").write_text("einops\nrich\n")
+    ran = run("lock", *update, *FLAGS)
+    assert ran.code == 0, ran.err
+    assert locks.read().image == {}
+    said = f"these are locked without packages, and no build with --locked takes them: {VARIANT};"
+    assert said in ran.err
+    assert "then `lock` again" in ran.err
+
+
+MATRIX = """
+[settings]
+SERVICE = "simple"
+[axes]
+PYTHON_VERSION = ["3.12", "3.13", "3.14"]
+"""
+
+
+def engine_lost_at(at: int) -> Callable[..., Any]:
+    """Return what asks an engine for an image, which is there no longer at one of them."""
+    asked = []
+
+    def started(_work: object, made: ImageSpec, *_: object) -> tuple[dict[str, str], Image]:
+        asked.append(made.variant)
+        if len(asked) == at:
+            raise EngineError("the engine went away")
+        return {made.base.image: DIGEST}, lock_of(made).image[made.variant]
+
+    return started
+
+
+def test_what_is_locked_of_a_matrix_is_written_before_the_engine_goes_away(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (checkout / "images.toml").write_text(MATRIX)
+    monkeypatch.setattr("pipeline.relock.started", engine_lost_at(3))
+    lost = run("lock", "--matrix")
+    assert (lost.code, lost.out) == (4, "")
+    there = ["simple-py312-trixie", "simple-py313-trixie"]
+    assert sorted(locks.read().image) == there
+    assert "cresset.lock has simple-py312-trixie now, 1 of 3" in lost.err
+    assert "cresset.lock has simple-py313-trixie now, 2 of 3" in lost.err
+
+    monkeypatch.setattr("pipeline.relock.started", engine_lost_at(2))
+    again = run("lock", "--matrix")
+    assert again.code == 0, again.err
+    assert sorted(locks.read().image) == [*there, "simple-py314-trixie"]
+    assert "py312" not in again.out + again.err
+
+
+@pytest.mark.parametrize("option", ["--update", "--dry-run"])
+def test_an_update_is_written_whole_or_not_at_all(
+    checkout: Path, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (checkout / "images.toml").write_text(MATRIX)
+    monkeypatch.setattr("pipeline.relock.started", engine_lost_at(3))
+    lost = run("lock", "--matrix", option)
+    assert lost.code == 4
+    assert not (checkout / "cresset.lock").exists()
+    assert "cresset.lock has" not in lost.err

@@ -101,6 +101,63 @@ def test_images_of_one_key_are_one_cell(tmp_path: Path) -> None:
     assert cell.settings == {"SERVICE": "train", "CCA": "8.0"}
 
 
+REPEATED = [
+    ("[axes]\nIMAGE_NAME = ['a', 'b']\nPYTHON_VERSION = ['3.12', '3.13']", "axes",
+     "IMAGE_NAME=b", "2 of the images are in the matrix already, with IMAGE_NAME=a",
+     "take IMAGE_NAME out, and have a run for each by --image-name"),
+    ("[axes]\nREGISTRY = ['localhost:5000', 'localhost:5001']", "axes",
+     "REGISTRY=localhost:5001", "1 of the images", "by --registry"),
+    ("[axes]\nPYTHON_VERSION = ['3.12']\n[[include]]\nPYTHON_VERSION = '3.12'\n"
+     "IMAGE_NAME = 'cresset:stable'\nreason = 'stable'", "include 1",
+     "IMAGE_NAME=cresset:stable", "this image is in the matrix already, with IMAGE_NAME=cresset:",
+     "take the include out"),
+    ("[axes]\ngit = [{GIT_OLD = 'https://a/', GIT_NEW = 'https://b/'}, "
+     "{GIT_OLD = 'https://a/', GIT_NEW = 'https://c/'}]", "axes",
+     "GIT_NEW=https://c/", "GIT_NEW makes no image another one", "take GIT_NEW out"),
+    ("[axes]\nATTEST = ['auto', 'off']", "axes", "ATTEST=off", "ATTEST", "--attest"),
+    ("[axes]\nMAX_JOBS = ['1', '2']", "axes", "MAX_JOBS=2", "MAX_JOBS", "--max-jobs"),
+    ("[axes]\nof = [{CCA = '8.0', IMAGE_NAME = 'a'}, {CCA = '8.6', IMAGE_NAME = 'b'}]", "axes",
+     "IMAGE_NAME=b", "IMAGE_NAME=a", "--image-name"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "where", "value", "why", "step"), REPEATED)
+def test_an_image_that_would_be_delivered_twice_is_a_mistake(
+    text: str, where: str, value: str, why: str, step: str, tmp_path: Path
+) -> None:
+    (found,) = mistakes(text, tmp_path)
+    assert (found.field, found.value) == (f"{tmp_path}/images.toml: {where}", value)
+    assert why in found.why
+    assert step in found.next_step
+
+
+def test_images_that_would_be_delivered_twice_are_told_at_once(tmp_path: Path) -> None:
+    include = "[[include]]\nATTEST = 'off'\nreason = 'x'\n"
+    found = mistakes(f"[axes]\nIMAGE_NAME = ['a', 'b', 'c']\n{include}{include}", tmp_path)
+    fields = [it.field.removeprefix(f"{tmp_path}/images.toml: ") for it in found]
+    assert fields == ["axes", "include 1", "include 2"]
+    assert "2 of the images" in found[0].why
+
+
+def test_other_images_may_have_other_names_and_an_include_may_say_what_holds_anyway(
+    tmp_path: Path,
+) -> None:
+    text = """
+[axes]
+of = [{ DISTRO_VERSION = "12", IMAGE_NAME = "a" }, { DISTRO_VERSION = "13", IMAGE_NAME = "b" }]
+[[include]]
+IMAGE_NAME = "c"
+SERVICE = "simple"
+reason = "a shell"
+[[include]]
+IMAGE_NAME = "c"
+SERVICE = "simple"
+CCA = "8.6"
+reason = "the same shell"
+"""
+    assert len(cells(text, tmp_path, image_name="c")) == 3
+
+
 def test_a_value_is_taken_as_its_setting_takes_it(tmp_path: Path) -> None:
     (cell,) = cells('[axes]\nTZ = [":Asia/Seoul"]', tmp_path)
     assert cell.key == spec(tz="Asia/Seoul").key
@@ -214,6 +271,17 @@ def test_globs_that_leave_nothing_end_in_3_with_a_variant_that_is_near(tmp_path:
     assert caught.value.exit_code == 3
 
 
+@pytest.mark.parametrize("only", [(), ("simple*",)])
+def test_a_matrix_that_excludes_all_of_itself_says_so(
+    only: tuple[str, ...], tmp_path: Path
+) -> None:
+    text = "[axes]\nTZ = ['UTC']\n[[exclude]]\nTZ = 'UTC'\nreason = 'x'"
+    with pytest.raises(NothingSelected) as caught:
+        matrix.select(cells(text, tmp_path), only)
+    assert str(caught.value).startswith("the matrix has no image\n")
+    assert "take an [[exclude]] out" in str(caught.value)
+
+
 def test_branches_and_gpus_are_asked_once(tmp_path: Path) -> None:
     asked: list[tuple[str, str]] = []
     looked = []
@@ -298,6 +366,32 @@ def test_what_the_registry_has_is_told_and_left_out_of_what_is_missing() -> None
     assert rows[3]["settings"] == {"SERVICE": "simple"}
     _, out = in_checkout(*REGISTRY, "--json", "--missing", published=there)
     assert [row["variant"] for row in json.loads(out)] == VARIANTS[:3]
+
+
+@pytest.mark.usefixtures("checkout")
+@pytest.mark.parametrize("option", ["--missing", "--unsigned"])
+def test_a_registry_that_the_file_names_is_asked(option: str) -> None:
+    text = '[settings]\nREGISTRY = "localhost:5000"\n[axes]\nSERVICE = ["simple", "train"]\n'
+    Path("images.toml").write_text(text)
+    repository, tag = "localhost:5000/cresset", f"key-{spec('simple').key}"
+    signed = frozenset({(repository, tag)})
+    with (
+        mock.patch.object(publish, "published", side_effect={repository: [tag]}.__getitem__),
+        mock.patch("pipeline.attest.attached.are_signed", return_value=signed),
+    ):
+        done = run("matrix", "--json", option)
+    assert done.code == 0, done.err
+    assert [row["target"] for row in json.loads(done.out)] == ["train"]
+
+
+@pytest.mark.usefixtures("checkout")
+def test_an_image_without_a_registry_cannot_be_missing_there() -> None:
+    Path("images.toml").write_text(
+        '[axes]\nof = [{SERVICE = "simple"}, {SERVICE = "train", REGISTRY = "localhost:5000"}]\n'
+    )
+    done = run("matrix", "--missing")
+    assert (done.code, done.out) == (2, "")
+    assert "none is named for 1 of 2 images, such as simple-py313-trixie" in done.err
 
 
 @pytest.mark.usefixtures("checkout")

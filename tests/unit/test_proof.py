@@ -15,15 +15,20 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from pipeline.attest import proof, provenance, sbom, signing, verify
+from pipeline import build, listing, publish
+from pipeline.attest import attach, proof, provenance, referrers, sbom, signing, verify
 from pipeline.attest.attach import Proof
+from pipeline.attest.attached import are_signed, attached
 from pipeline.attest.provenance import Statement
 from pipeline.attest.subject import Made, Subject
-from pipeline.errors import ConfigError, ProofError
-from pipeline.settings import load
+from pipeline.errors import ConfigError, ProofError, PublishError
+from pipeline.publish import Delivered
+from pipeline.settings import Settings, load
 from pipeline.spec import ImageSpec
+from tests.unit import running
 from tests.unit.running import ROOT
 from tests.unit.specs import spec
+from tests.unit.stand_in_registry import Registry
 
 DIGEST = f"sha256:{'5' * 64}"
 SUBJECT = Subject("registry.example/team/cresset", DIGEST, ("py313-trixie", "key-1"))
@@ -379,3 +384,155 @@ def test_what_docker_pulled_is_known_by_its_digest() -> None:
     assert verify.published("localhost:5000/cresset:it", digests).digest == other
     with pytest.raises(ProofError, match="made or loaded here"):
         verify.published("cresset:it", [])
+
+
+# Attaching
+
+
+IMAGE = json.dumps({"mediaType": referrers.MANIFEST, "config": {}, "layers": []}).encode()
+PUBLISHED = dataclasses.replace(SUBJECT, digest=referrers.digest_of(IMAGE))
+WHERE = publish.Registry(SUBJECT.repository, "cresset")
+THERE = Delivered(f"{SUBJECT.repository}@{PUBLISHED.digest}", PUBLISHED.digest, 5)
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def documents() -> Proof:
+    return Proof(sbom.sbom(spec("simple"), PUBLISHED, PACKAGES, BASE),
+                 statement(spec("simple")).content())  # fmt: skip
+
+
+def registry(monkeypatch: pytest.MonkeyPatch, *, lists: bool = True) -> Registry:
+    """Let a registry that has an image and nothing of it be the one that is asked."""
+    it = Registry(lists=lists)
+    it.put(SUBJECT.tags[0], IMAGE)
+    monkeypatch.setattr(publish, "request", it.request)
+    monkeypatch.setattr(referrers, "_SETTLED_SECONDS", 0)
+    return it
+
+
+def is_complete(it: Registry) -> bool:
+    """Say whether all is attached, for those who ask for cosign's tags too."""
+    found = attached(SUBJECT.repository, PUBLISHED.digest)
+    counted = tuple(map(len, (found.sboms, found.statements, found.envelopes, found.signatures)))
+    named = {referrers.tag_of(PUBLISHED.digest, suffix) for suffix in (".sig", ".att")}
+    return counted == (1, 1, 2, 1) and named <= it.manifests.keys()
+
+
+@pytest.mark.parametrize("lists", [True, False], ids=["with referrers", "without"])
+def test_wherever_it_is_cut_off_what_counts_as_signed_has_all_the_rest(
+    lists: bool, key: ec.EllipticCurvePrivateKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sign.key").write_bytes(pem(key))
+    settings = Settings(sign_key=str(tmp_path / "sign.key"))
+    place = (SUBJECT.repository, SUBJECT.tags[0])
+    for good in range(100):
+        it = registry(monkeypatch, lists=lists)
+        left = iter(range(good))
+        it.refuses = lambda method, _, left=left: (  # type: ignore[misc]
+            method in {"POST", "PUT"} and next(left, None) is None
+        )
+        try:
+            attach.to_registry(PUBLISHED, documents(), key, quiet)
+        except PublishError:
+            it.refuses = lambda *_: False
+            signed, lacks = bool(are_signed([place])), proof.lacks_proof(settings, WHERE, THERE)
+            assert signed == is_complete(it) == (not lacks), f"after {good} writes"
+            attach.to_registry(PUBLISHED, documents(), key, quiet)
+        else:
+            break
+        assert are_signed([place])
+        assert is_complete(it)
+        assert not proof.lacks_proof(settings, WHERE, THERE)
+    assert good > 10
+
+
+def test_cosign_signs_an_image_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry(monkeypatch)
+    verbs: list[str] = []
+    monkeypatch.setattr("shutil.which", lambda _: "cosign")
+    monkeypatch.setattr(attach, "_run", lambda _, verb, *__: verbs.append(verb))
+    environ = {"SIGSTORE_ID_TOKEN": "it"}
+    attach.to_registry(PUBLISHED, documents(), None, quiet, environ=environ)
+    assert verbs == ["attest", "attest", "sign"]
+
+
+@pytest.mark.parametrize("annotates", [True, False])
+@pytest.mark.parametrize(
+    ("predicate", "signs"),
+    [
+        ("https://sigstore.dev/cosign/sign/v1", True),
+        (provenance.PREDICATE, False),
+        (sbom.PREDICATE, False),
+    ],
+)
+def test_a_statement_of_cosigns_is_no_signature(
+    predicate: str, signs: bool, annotates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = registry(monkeypatch)
+    it.annotates = annotates
+    image = {"digest": PUBLISHED.digest}
+    bundle = {
+        "artifactType": "application/vnd.dev.sigstore.bundle.v0.3+json",
+        "annotations": {"dev.sigstore.bundle.predicateType": predicate},
+        "subject": image,
+    }
+    it.put("bundle", json.dumps(bundle).encode())
+    assert bool(are_signed([(SUBJECT.repository, SUBJECT.tags[0])])) == signs
+
+
+def test_whether_an_image_has_its_proof_takes_two_questions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    it = registry(monkeypatch)
+    assert not proof.lacks_proof(Settings(attest="off"), WHERE, THERE)
+    assert not proof.lacks_proof(Settings(), publish.Docker("cresset", "cresset"), THERE)
+    assert it.asked == []
+    assert proof.lacks_proof(Settings(), WHERE, THERE)
+    attach.to_registry(PUBLISHED, documents(), None, quiet)
+    it.asked.clear()
+    assert not proof.lacks_proof(Settings(), WHERE, THERE)
+    assert len(it.asked) == 2
+    it.refuses = lambda *_: True
+    with pytest.raises(PublishError):
+        proof.lacks_proof(Settings(), WHERE, THERE)
+
+
+@pytest.mark.usefixtures("checkout")
+def test_a_build_with_nothing_to_do_attaches_what_is_missing_and_says_nothing_of_it_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registry(monkeypatch)
+    again: list[ImageSpec] = []
+
+    def attest_published(it: ImageSpec, *_: Any, **__: Any) -> Delivered:
+        again.append(it)
+        attach.to_registry(PUBLISHED, documents(), None, quiet)
+        return THERE
+
+    monkeypatch.setattr(proof, "attest_published", attest_published)
+    monkeypatch.setattr(running, "Nowhere", lambda: WHERE)
+    monkeypatch.setattr(build, "found", lambda it, _: build.Outcome(THERE, it, {}, []))
+    argv = ("build-only", "simple", "--registry=registry.example/team")
+    first, second = running.run(*argv), running.run(*argv)
+    assert (first.code, first.out) == (second.code, second.out) == (0, f"{THERE.ref}\n")
+    assert len(again) == 1
+    assert "attach" not in second.err
+    off = running.run(*argv, "--attest=off")
+    assert off.code == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "scheme"),
+    [("localhost:5000", "http"), ("127.0.0.1", "http"), ("registry.example:5000", "https")],
+)
+def test_an_sbom_has_the_url_that_its_registry_is_spoken_to_by(
+    host: str, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry(monkeypatch)
+    there = dataclasses.replace(PUBLISHED, repository=f"{host}/team/cresset")
+    attach.to_registry(there, documents(), None, quiet)
+    found = listing._sbom(there.repository, there.digest)
+    assert found.startswith(f"{scheme}://{host}/v2/team/cresset/blobs/sha256:")

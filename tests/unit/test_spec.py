@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Literal
 
 import pytest
 
-from pipeline.spec import Arch
+from pipeline.spec import Arch, Frozen
 from tests.unit.running import ROOT
 from tests.unit.specs import spec
 
@@ -90,6 +91,15 @@ def test_what_does_not_shape_the_image_is_not_in_the_key(settings: dict[str, str
 def test_no_secret_is_in_a_spec() -> None:
     secret = spec(index_url="https://user:hunter2@host/simple").model_dump_json()
     assert "hunter2" not in secret
+
+
+def test_words_and_numbers_are_written_as_json_has_them() -> None:
+    class Made(Frozen):
+        format: Literal[1] = 1
+        word: Literal["a", "b"] = "b"
+        either: Literal["a", 2] = 2
+
+    assert Made().canonical == '{"either":2,"format":1,"word":"b"}'
 
 
 @pytest.mark.parametrize(

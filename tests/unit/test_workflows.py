@@ -106,6 +106,23 @@ def test_a_step_gets_secrets_by_its_environment_alone(step: Step) -> None:
     assert not secrets(without(step.content, "env", *(["with"] if handed_on else [])))
 
 
+HELD = [it for it in STEPS if "HOLD" in it.env]
+
+
+@pytest.mark.parametrize("step", HELD, ids=lambda step: step.name)
+def test_what_a_lock_holds_is_looked_for_in_the_registry(step: Step) -> None:
+    # A runner's own store is empty: of compiled images there would be no packages to lock.
+    ready = next(it for it in STEPS if it.place == step.place and it.content.get("id") == "ready")
+    assert step.env["REGISTRY"] == "${{ steps.ready.outputs.registry }}"
+    assert secrets(ready.content["with"])
+    assert JOBS[step.place]["permissions"]["packages"] in {"read", "write"}
+
+
+def test_every_use_of_a_lock_is_among_them() -> None:
+    places = {"image/attest", "images/plan", "link/work", "updates/propose"}
+    assert {it.place for it in HELD} == places
+
+
 def test_no_job_has_a_secret_that_only_one_step_needs() -> None:
     for place, job, workflow in jobs():
         # GitHub gives the secrets of a call to the workflow that is called, not to a process.

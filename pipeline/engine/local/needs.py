@@ -37,7 +37,7 @@ _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 def needs() -> tuple[Need, ...]:
     """Return all that this machine lacks; nothing means that the engine can run."""
     tools = (*_TOOLS, *(() if rootfs.made() else (_BOOTSTRAP,)))
-    found = (_root(), _overlay(), _go(), *map(_tool, tools), _keyring())
+    found = (_root(), _overlay(), _go(), *(tool(*it) for it in tools), _keyring())
     return tuple(need for need in found if need)
 
 
@@ -55,8 +55,8 @@ def _overlay() -> Need | None:
     return Need("overlayfs", "layers of images lie on it", "use a kernel with CONFIG_OVERLAY_FS")
 
 
-def _tool(tool: tuple[str, str, str]) -> Need | None:
-    name, why, package = tool
+def tool(name: str, why: str, package: str) -> Need | None:
+    """Return the need for a program that a Debian package has, None where it is there."""
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # not on every user's PATH
     return None if shutil.which(name, path=path) else _package(name, why, package)
 
