@@ -182,23 +182,27 @@ def git_config(location: str, access: Access) -> str:
     """
     places = [location]
     lines = ["[protocol]", "allow = never"]
-    rewrites: dict[str, str] = {}
     clean = _without_password(location)
+    mirrored = False
     if access.instead_of is not None:
         old, new = access.instead_of
-        rewrites[old] = new
+        lines += [f"[url {_quoted(_without_password(new))}]", f"insteadOf = {_quoted(old)}"]
         places.append(new)
-    mirrored = access.instead_of is not None and clean.startswith(access.instead_of[0])
-    if clean != location and not mirrored:
-        # Of its submodules, those on the same host are reached by the same password.
-        rewrites[_site(clean)] = _site(location)
+        mirrored = clean.startswith(old)
+    # In a URL a password would be in the command lines of what git starts, for all of the machine
+    # to see. Submodules on the same host are reached by it as well.
+    logins = {
+        _site(_without_password(place)): f"Authorization: {basic}"
+        for place in (places[1:] if mirrored else places)
+        if (basic := _basic(place))
+    }
+    for site, header in logins.items():
+        lines += [f"[http {_quoted(site)}]", f"extraHeader = {_quoted(header)}"]
     spoken = ["https", "ssh"]
     if any(_may_do_without_tls(place, access.trusted_host) for place in places):
         spoken.append("http")
     for scheme in spoken:
         lines += [f'[protocol "{scheme}"]', "allow = always"]
-    for old, new in rewrites.items():
-        lines += [f"[url {_quoted(new)}]", f"insteadOf = {_quoted(old)}"]
     # A connection over which not one byte comes for a minute is dead.
     lines += ["[http]", "lowSpeedLimit = 1", "lowSpeedTime = 60"]
     return "\n".join(lines) + "\n"
@@ -215,14 +219,11 @@ def _from_archive(spec: SourceSpec, tools: Container) -> Directory:
 
 
 def _download(url: str) -> File:
-    clean = _without_password(url)
+    clean, basic = _without_password(url), _basic(url)
     # Named, as a URL may end in anything. A signature in its query goes to the engine and no
     # further: no command has it, and the file has no other name for it.
-    if clean == url:
+    if not basic:
         return dag.http(url, name="archive")
-    parts = urlsplit(url)
-    login = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
-    basic = f"Basic {base64.b64encode(login.encode()).decode()}"
     name = hashlib.sha256(clean.encode()).hexdigest()[:12]
     return dag.http(
         clean, name="archive", auth_header=dag.set_secret(f"cresset-archive-{name}", basic)
@@ -260,6 +261,15 @@ def _without_password(url: str) -> str:
         return url
     user = f"{parts.username}@" if parts.scheme == "ssh" and parts.username else ""
     return parts._replace(netloc=user + parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _basic(url: str) -> str:
+    """Return how HTTP sends the login that is in a URL; empty without one."""
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or "@" not in parts.netloc:
+        return ""
+    login = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+    return f"Basic {base64.b64encode(login.encode()).decode()}"
 
 
 def _site(url: str) -> str:

@@ -299,7 +299,7 @@ def test_a_wrong_password_is_an_error_at_once_and_is_not_told(server: GitServer)
     wanted = nested(server).spec
     location = wanted.location.replace("//", "//somebody:s3cret@")
     said = said_of(wanted.model_copy(update={"location": location}))
-    assert "Authentication failed" in said
+    assert "the server wants a login, or another than it was given" in said
     assert "attempt" not in said
     assert "s3cret" not in said + OUTPUT.read_text()
     assert len(server.asked) < 4

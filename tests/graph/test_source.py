@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -118,6 +119,18 @@ def test_the_user_of_a_repository_by_ssh_is_kept() -> None:
 
 def execs_of(directory: Any) -> list[list[str]]:
     return [field.args["args"] for field in everything(directory) if field.name == "withExec"]
+
+
+def test_a_password_is_in_no_url_that_git_hands_to_its_programs() -> None:
+    login = f"Authorization: Basic {base64.b64encode(f'me:{PASSWORD}'.encode()).decode()}"
+    with_password = OUTER.replace("//", f"//me:{PASSWORD}@")
+    mirror = (OUTER, f"https://me:{PASSWORD}@mirror.invalid/x.git")
+    for config, site in (
+        (git_config(with_password, Access()), OUTER.partition("//")[2].partition("/")[0]),
+        (git_config(OUTER, Access(mirror)), "mirror.invalid"),
+    ):
+        assert PASSWORD not in config
+        assert f'[http "https://{site}/"]\nextraHeader = "{login}"' in config
 
 
 def test_only_a_trusted_host_is_spoken_to_without_tls() -> None:

@@ -26,7 +26,8 @@ network+='|(recv|send) failure|gnutls.*(error|failed)|ssl_(read|connect|error_sy
 network+='|not closed cleanly|early eof|unexpected disconnect|hung up unexpectedly|rpc failed; curl'
 network+='|bad pack header|returned error: (408|429|5[0-9][0-9])'
 # These are said last, or beside a line as above that only follows from them.
-final='not found|authentication failed|could not read (username|password)|permission denied'
+asks='authentication failed|could not read (username|password)'
+final="not found|$asks|permission denied"
 final+='|host key verification failed|find remote ref|not our ref|unadvertised object'
 final+='|no space left|certificate|transport .* not allowed|returned error: 4(0[0-79]|1[0-9]|2[0-8])'
 
@@ -41,6 +42,7 @@ patiently() {
   local attempt pause=1
   for ((attempt = 1; ; attempt++)); do
     if "$@" 2>&1 | tee "$said" | without_passwords >&2; then return 0; fi
+    if git_said "$asks"; then say "the server wants a login, or another than it was given"; fi
     if git_said "$final" || ! git_said "$network"; then return 1; fi
     if ((attempt == attempts)); then
       say "gave up after $attempts attempts"
