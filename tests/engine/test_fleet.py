@@ -285,37 +285,43 @@ def team(
         yield Team(own, env["REGISTRY"], found)
 
 
+def built(by: Team, figure: Callable[[str], None]) -> None:
+    """Build the twelve cells, and once more."""
+    ran = by.build()
+    assert ran.code == 0, ran.err
+    assert len(ran.json["cells"]) == 12
+    all_delivered(ran.json, by.repository)
+    counts = compiled(ran.json)
+    assert len(counts) == 4, counts
+    assert set(counts.values()) == {1}, "compiled twice"
+    figure(f"{ran.seconds:.0f} s, cells by engine {by_engine(ran.json)}")
+    again = by.build()
+    assert set(states(again.json).values()) == {"there already"}
+    assert compiled(again.json) == Counter()
+    figure(f"the second run: {again.seconds:.2f} s, nothing built")
+
+
 @pytest.mark.slow
 @pytest.mark.hours
 def test_twelve_cells_by_two_engines_compile_nothing_twice(
     checkout: Checkout, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:
     images(checkout, TWELVE)
-    took = {}
-
-    def built(name: str, by: Team) -> None:
-        ran = by.build()
-        assert ran.code == 0, ran.err
-        assert len(ran.json["cells"]) == 12
-        all_delivered(ran.json, by.repository)
-        counts = compiled(ran.json)
-        assert len(counts) == 4, counts
-        assert set(counts.values()) == {1}, "compiled twice"
-        took[name] = ran.seconds
-        figure(f"{name}: {ran.seconds:.0f} s, cells by engine {by_engine(ran.json)}")
-        again = by.build()
-        assert set(states(again.json).values()) == {"there already"}
-        assert compiled(again.json) == Counter()
-        figure(f"{name}, the second run: {again.seconds:.2f} s, nothing built")
-
     with services.redis(tmp_path) as redis:
         with team(checkout, tmp_path / "two", 4, 5, redis=redis) as two:
-            built("two engines", two)
+            built(two, figure)
         with team(checkout, tmp_path / "killed", 6, 7, redis=redis) as both:
             one_killed_half_way(both, figure)
+
+
+@pytest.mark.slow
+@pytest.mark.hours
+def test_twelve_cells_by_one_engine_to_compare_with(
+    checkout: Checkout, tmp_path: Path, figure: Callable[[str], None]
+) -> None:
+    images(checkout, TWELVE)
     with team(checkout, tmp_path / "one", 8) as one:
-        built("one engine", one)
-    figure(f"two take {took['two engines'] / took['one engine']:.0%} of the time of one")
+        built(one, figure)
 
 
 def one_killed_half_way(by: Team, figure: Callable[[str], None]) -> None:
