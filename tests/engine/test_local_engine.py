@@ -330,6 +330,22 @@ def test_an_engine_that_is_not_on_record_is_left_alone(
     )
 
 
+def test_an_engine_starts_again_where_the_folder_of_a_killed_one_was_deleted(
+    engine: Callable[[], local.Endpoint], root: Path
+) -> None:
+    engine()
+    for name in ("engine.json", "data"):
+        (places.state() / name).rename(places.state() / f"old-{name}")
+    with pytest.raises(EngineError) as refused:
+        engine()
+    process = int(refused.value.next_step.rpartition("kill ")[2])
+    os.kill(process, signal.SIGKILL)
+    assert until(lambda: not Path(f"/proc/{process}").exists())
+    assert "alive" in in_session(
+        engine(), root, "print(await base.with_exec(['echo', 'alive']).stdout())"
+    )
+
+
 def test_an_engine_that_cannot_start_says_why(
     engine: Callable[[], local.Endpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

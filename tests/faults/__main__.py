@@ -77,6 +77,8 @@ ELSEWHERE: Final[dict[str, tuple[str, str, str]]] = {
         "engine", "started twice at once", "one engine"),
     f"{_LOCAL}an_engine_that_is_not_on_record_is_left_alone": (
         "engine", "one runs that nobody wrote down", "exit 4 that says how to find it"),
+    f"{_LOCAL}an_engine_starts_again_where_the_folder_of_a_killed_one_was_deleted": (
+        "engine", "killed with -9, and its folder deleted", "cleaned up after, started anew"),
     f"{_LOCAL}an_engine_that_cannot_start_says_why": (
         "engine", "it cannot start", "exit 4 with its last lines and its log"),
     f"{_FAULTS}an_engine_that_is_killed_ends_the_build_and_not_the_next": (

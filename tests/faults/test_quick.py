@@ -687,6 +687,7 @@ def with_clock(when: str) -> Callable[[Bench], None]:
             "FAKETIME": when,
             "REGISTRY": f"{bench.registry}/{name}",
             "DOCKER_CONFIG": os.environ["DOCKER_CONFIG"],
+            "ATTEST": "off",
         }
         ran = cresset(bench, "build", "simple", env=given)
         assert ran.returncode == 0, ran.stderr
@@ -731,6 +732,7 @@ def full_env(bench: Bench) -> None:
             env={
                 "REGISTRY": f"{bench.registry}/{name}",
                 "DOCKER_CONFIG": os.environ["DOCKER_CONFIG"],
+                "ATTEST": "off",
             },
         )
         assert ran.returncode == 0, ran.stderr

@@ -48,6 +48,8 @@ _RESETTING = "local cache state invalid"
 """What the engine's log says then."""
 
 _ENTER = Path(__file__).with_name("enter.sh")
+_ENGINE = "/usr/local/bin/dagger-engine"
+"""What `enter.sh` becomes."""
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
 _SOCKET_LIMIT = 100
 """Bytes of a path that surely fit into a Unix socket address (108 with the end mark)."""
@@ -268,7 +270,11 @@ def _launch(programs: Programs, root: Path, say: Say) -> None:
     say("starting the engine")
     _refuse_company()
     _furnish(root)
-    name, cidr = own_name(places.state()), traces.free_range(traces.host_routes())
+    name = own_name(places.state())
+    if left := traces.range_of(root, name):  # its record went with a state folder (issue 6)
+        say("an engine that is not on record left its network: taking it off")
+        traces.clean(root, name, left, (), "")
+    cidr = traces.free_range(traces.host_routes())
     chains, forwarding = traces.shared_chains(root), traces.forwarding()
     argv = command(
         _run(), programs.layer, root, _data(), sockets(places.state()), name=name, cidr=cidr
@@ -319,7 +325,14 @@ def _launch(programs: Programs, root: Path, say: Say) -> None:
 
 
 def _refuse_company() -> None:
-    """EngineError where an engine that is not on record runs on our data: it holds this lock."""
+    """EngineError where an engine that is not on record runs on our data, or did until it went."""
+    if process := _of_our_name():
+        raise EngineError(
+            "another engine runs on this state folder and is not on record",
+            why=f"process {process} is an engine of the name {own_name(places.state())}, as ours; "
+            "the folder may have been deleted while it ran",
+            next_step=f"end it: kill {process}",
+        )
     try:
         with (_data() / "dagger-engine.lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -331,6 +344,17 @@ def _refuse_company() -> None:
             why=f"it holds {_data() / 'dagger-engine.lock'}",
             next_step="end the dagger-engine process that `fuser` names for that file",
         ) from error
+
+
+def _of_our_name() -> int | None:
+    """Return the number of the process that is an engine of our name, None if there is none."""
+    argument = f"\0--network-name\0{own_name(places.state())}\0".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            found = (process / "cmdline").read_bytes()
+            if found.startswith(_ENGINE.encode() + b"\0") and argument in found:
+                return int(process.name)
+    return None
 
 
 def _fresh(log: Path) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import json
 import re
 import shlex
 import subprocess
@@ -47,6 +48,18 @@ def free_range(taken: Iterable[ipaddress.IPv4Network]) -> str:
 def host_routes() -> list[ipaddress.IPv4Network]:
     """Return the networks that this host has routes to."""
     return routes(Path("/proc/net/route").read_text())
+
+
+def range_of(root: Path, name: str) -> str:
+    """Return the network of the bridge `name`0, as ``10.213.0.0/16``, or nothing without one."""
+    if not (_INTERFACES / f"{name}0").exists():
+        return ""
+    found = json.loads(_run(root, "ip", "-json", "-4", "address", "show", "dev", f"{name}0"))
+    addresses = [it for bridge in found for it in bridge.get("addr_info", ())]
+    ranges = [
+        ipaddress.IPv4Network(f"{it['local']}/{it['prefixlen']}", strict=False) for it in addresses
+    ]
+    return str(ranges[0]) if ranges else free_range(())
 
 
 def forwarding() -> str:
