@@ -133,6 +133,31 @@ def attest_published(
     return delivered
 
 
+def complete(
+    spec: ImageSpec,
+    settings: Settings,
+    where: Destination,
+    delivered: Delivered,
+    say: Callable[[str], None],
+) -> None:
+    """Attach what an image lacks of its proof, or say that this is for others to do.
+
+    Who may only pull gets the image all the same (issue 6).
+
+    Raises:
+        ConfigError, PublishError, EngineError, BuildError: as `attest_published`.
+
+    """
+    if not lacks_proof(settings, where, delivered):
+        return
+    from pipeline.attest import referrers  # noqa: PLC0415 - as in attest
+
+    if referrers.may_push(where.repository):
+        attest_published(spec, settings, where, again=False)
+    else:
+        say(f"it has no proof of what is in it, and this login may attach none to {where.name}")
+
+
 def lacks_proof(settings: Settings, where: Destination, delivered: Delivered) -> bool:
     """Say whether an image in a registry is there without what its build was to attach to it.
 

@@ -8,6 +8,7 @@ a registry without the referrers API finds it by an index under the tag ``sha256
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
@@ -125,6 +126,19 @@ def _pieces(repository: str, digest: str) -> Iterator[bytes]:
             raise PublishError(
                 f"{repository} broke off while it sent {digest}", why=str(error)
             ) from error
+
+
+def may_push(repository: str) -> bool:
+    """Say whether this login may put anything there; PublishError if the registry cannot be asked.
+
+    That is tried: an upload is begun, and given up.
+    """
+    begun = _asked("POST", repository, "blobs/uploads/", {202, 401, 403, 405})
+    if begun.status_code != 202:  # noqa: PLR2004 - HTTP's own number
+        return False
+    with contextlib.suppress(PublishError):  # registries take away what nobody ends
+        _asked("DELETE", repository, str(begun.headers["Location"]), None)
+    return True
 
 
 def push_blob(repository: str, content: bytes, media_type: str) -> Descriptor:

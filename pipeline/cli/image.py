@@ -161,8 +161,9 @@ def build_only(
         from pipeline.attest import proof
 
         typer.echo(f"nothing to do: {spec.variant} is in {where.name} already", err=True)
-        if proof.lacks_proof(settings, where, outcome.delivered):
-            proof.attest_published(spec, settings, where, again=False)
+        proof.complete(
+            spec, settings, where, outcome.delivered, lambda said: typer.echo(said, err=True)
+        )
     fleet.summarize(outcome, there=there)
     image = outcome.delivered.image
     if image and not leave_env:

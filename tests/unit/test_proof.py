@@ -524,6 +524,19 @@ def test_a_build_with_nothing_to_do_attaches_what_is_missing_and_says_nothing_of
     assert off.code == 0
 
 
+@pytest.mark.usefixtures("checkout")
+def test_who_may_only_pull_gets_an_image_without_its_proof_and_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    it = registry(monkeypatch)
+    it.refuses = lambda method, _: method in {"POST", "PUT"}
+    monkeypatch.setattr(running, "Nowhere", lambda: WHERE)
+    monkeypatch.setattr(build, "found", lambda it, _: build.Outcome(THERE, it, {}, []))
+    ran = running.run("build-only", "simple", "--registry=registry.example/team")
+    assert (ran.code, ran.out) == (0, f"{THERE.ref}\n")
+    assert "no proof" in ran.err
+
+
 @pytest.mark.parametrize(
     ("host", "scheme"),
     [("localhost:5000", "http"), ("127.0.0.1", "http"), ("registry.example:5000", "https")],
