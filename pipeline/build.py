@@ -128,6 +128,7 @@ def build(
         if taken:
             with run.translated():
                 await _take_wheels(taken, spec, run.stored, stages)
+                await _take_sources(taken, run)
         return Outcome(
             delivered,
             spec,
@@ -213,11 +214,26 @@ async def _take_wheels(
     from pipeline import store  # noqa: PLC0415 - as in started
 
     for wheel in spec.compiled:
-        made = stored.get(wheel.key) or stages[f"{wheel.package}-wheel"]
+        made = stored.get(wheel.key) or stages.get(f"{wheel.package}-wheel")
+        if made is None:  # the devel image compiles with its own hands
+            continue
         assert not hasattr(made, "with_exec")
         folder = taken.folder / wheel.package
         await made.export(str(folder.absolute()))
         taken.add_wheel(store.tag(wheel), folder)
+
+
+async def _take_sources(taken: Taken, run: Run) -> None:
+    """Take what the wheels are compiled from into a bundle, unless it is on this machine anyway."""
+    from pipeline.stages import tarball  # noqa: PLC0415 - as in started
+    from pipeline.stages.wheels import wheel_source  # noqa: PLC0415
+
+    for wheel in run.spec.compiled:
+        for source in filter(lambda it: it.is_remote, wheel.sources):
+            file = taken.folder / source.tarball
+            code = wheel_source(run.build_base, wheel, source, run.inputs)
+            await tarball.packed(code, run.build_base).export(str(file.absolute()))
+            taken.add_source(source, file)
 
 
 async def _export(directory: Container | Directory, output: Path) -> Path:

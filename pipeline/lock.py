@@ -299,12 +299,7 @@ def bases(spec: ImageSpec) -> list[BaseSpec]:
 
 def sources(spec: ImageSpec) -> list[SourceSpec]:
     """Return the sources that are compiled for an image, MAGMA's among them."""
-    found = []
-    for wheel in spec.compiled:
-        found.append(wheel.source)
-        if wheel.magma and wheel.magma.is_compiled:
-            found.append(wheel.magma.source)
-    return found
+    return [source for wheel in spec.compiled for source in wheel.sources]
 
 
 def tags(spec: ImageSpec) -> list[tuple[str, str]]:

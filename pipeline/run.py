@@ -345,6 +345,7 @@ async def _run(
             stored = await _stored(spec, store, report) if store else {}
             # The devel image compiles MAGMA, whether or not torch's wheel is there.
             compiled = [it.package for it in spec.compiled if it.key not in stored]
+            given = dataclasses.replace(given, sources=_sources(spec, stored, supplied))
             compiling = ["magma"] if spec.target == "devel" else compiled
             compiling = compiling if makes else []
             if choice.kind == "local" and makes:
@@ -444,6 +445,18 @@ def _indexes(spec: ImageSpec, settings: Settings, supplied: Given | Taken | None
         "npm_registry": f"{packages.URL}/npm/",
         "trusted_host": packages.HOST,
     }
+
+
+def _sources(
+    spec: ImageSpec, stored: Mapping[str, Directory], supplied: Given | Taken | None
+) -> dict[str, str]:
+    """Return where a bundle's sources are that a build from it compiles."""
+    from pipeline.bundle.supply import Given  # noqa: PLC0415 - as in started
+
+    if not isinstance(supplied, Given):
+        return {}
+    sources = [it for wheel in spec.compiled if wheel.key not in stored for it in wheel.sources]
+    return {it.tarball: str(supplied.source(it)) for it in sources if it.is_remote}
 
 
 async def _sent(given: Inputs, spec: ImageSpec) -> Inputs:

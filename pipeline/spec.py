@@ -235,6 +235,17 @@ class SourceSpec(Frozen):
         clean = without_login(self.location)
         return re.split("[?#]", clean)[0] if self.kind == "archive" and "://" in clean else clean
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is not on this machine."""
+        return self.kind in {"git", "apt"} or "://" in self.location
+
+    @property
+    def tarball(self) -> str:
+        """The name of the file in which a bundle has it."""
+        name = self.public_location.rstrip("/").rpartition("/")[2].removesuffix(".git")
+        return f"{name}-{_digest(self.canonical)[:16]}.tar.gz"
+
     @model_serializer(mode="wrap")
     def _by_content(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out where it lies if it is known by its hash, and a login that is in the URL."""
@@ -305,6 +316,12 @@ class WheelSpec(Frozen):
     """Hash of the stages that compile."""
     magma_reason: str = Field(default="", exclude=True)
     """Of torch: why there is this MAGMA, or none. Not in the key."""
+
+    @property
+    def sources(self) -> tuple[SourceSpec, ...]:
+        """What is compiled for it: its own source, and MAGMA's if that is no package."""
+        magma = self.magma and self.magma.is_compiled and self.magma.source
+        return (self.source, magma) if magma else (self.source,)
 
     @property
     def arch_list(self) -> str:

@@ -15,7 +15,7 @@ from pipeline.bundle.layout import NAME, Bundle, Writer
 from pipeline.bundle.packages import NPM, Packages, Recorder, Replay, Upstream
 from pipeline.errors import BundleError
 from pipeline.settings import Settings
-from pipeline.spec import BaseSpec
+from pipeline.spec import BaseSpec, SourceSpec
 
 ORIGIN: Final = "dev.cresset.origin"
 _PYPI: Final = "https://pypi.org/simple"
@@ -27,6 +27,23 @@ class Given:
 
     bundle: Bundle
     packages: Packages
+    folder: Path
+    """For what is used by one build."""
+
+    def source(self, spec: SourceSpec) -> Path:
+        """Return the tarball of a source; BundleError where the bundle has not this one."""
+        held = self.bundle.files("sources")
+        blob = held.get(spec.tarball)
+        if blob is None:
+            raise BundleError(
+                f"{self.bundle.path} has no source {spec.public_location} {spec.ref}".rstrip(),
+                why=f"it has {', '.join(held) or 'none'}",
+                next_step="export one with these settings, where there is a network",
+            )
+        file = self.folder / spec.tarball
+        if not file.exists():
+            self.bundle.write(blob, file)
+        return file
 
     def base(self, spec: BaseSpec) -> tuple[Path, str]:
         """Return an OCI archive of the base and where it came from once.
@@ -65,6 +82,10 @@ class Taken:
             self._bases.add(spec.image)
             self.writer.add_image("base", archive, {NAME: spec.image, ORIGIN: origin})
 
+    def add_source(self, spec: SourceSpec, file: Path) -> None:
+        """Keep the tarball of a source."""
+        self.writer.add("sources", spec.tarball, file)
+
     def add_wheel(self, tag: str, folder: Path) -> None:
         """Keep what a wheel store has of one wheel under a tag."""
         for file in sorted(folder.iterdir()):
@@ -77,11 +98,12 @@ def given(settings: Settings) -> Iterator[Given | None]:
     if not settings.bundle:
         yield None
         return
-    bundle = Bundle.opened(Path(settings.bundle).expanduser())
-    try:
-        yield Given(bundle, Replay(bundle))
-    finally:
-        bundle.close()
+    cache = platformdirs.user_cache_path("cresset", ensure_exists=True)
+    with (
+        contextlib.closing(Bundle.opened(Path(settings.bundle).expanduser())) as bundle,
+        TemporaryDirectory(dir=cache, prefix=".bundle-") as folder,
+    ):
+        yield Given(bundle, Replay(bundle), Path(folder))
 
 
 @contextlib.contextmanager

@@ -123,6 +123,8 @@ class Inputs:
     compiling: Compiling = field(default_factory=Compiling)
     untracked: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """What is not to be sent of each folder that a source is in."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Files of this machine with what a bundle has of the sources, by `SourceSpec.tarball`."""
 
     def build_tools(self, name: str) -> File:
         """Return the requirements file of that name, with the build tools of a torch era."""

@@ -13,6 +13,7 @@ from pipeline.stages.locked import requirements
 from pipeline.stages.magma import magma
 from pipeline.stages.packages import INSTALLER, PINS, VENV, python, python_install, uv, uv_binary
 from pipeline.stages.source import source, source_tools
+from pipeline.stages.tarball import unpacked
 from pipeline.stages.toolchain import toolchain, with_wheels
 from pipeline.stages.torch import torch_tools, torch_wheel
 from pipeline.stages.vision import vision_wheel
@@ -89,7 +90,7 @@ def wheel_stages(
             assert fetched is not None
             tools = toolchain(base, wheel.toolchain, inputs)
             ready = with_wheels(tools, fetched, torch.pins[:1])
-            code = _source(base, wheel, wheel.source, inputs)
+            code = wheel_source(base, wheel, wheel.source, inputs)
             made = vision_wheel(ready, code, wheel, inputs.compiling)
             stages |= {"toolchain": tools, "torchvision-tools": ready}
             stages |= {"torchvision-source": code, "torchvision-wheel": made}
@@ -128,16 +129,18 @@ def torch_stages(
     stages: dict[str, Container | Directory] = {}
     made = None
     if wheel.magma and wheel.magma.is_compiled:
-        magma_source = _source(base, wheel, wheel.magma.source, inputs)
+        magma_source = wheel_source(base, wheel, wheel.magma.source, inputs)
         flags = dict(wheel.flags).get("TORCH_NVCC_FLAGS", FATBIN)
         made = magma(tools, magma_source, wheel.magma, wheel.arches, flags, inputs.compiling)
         stages = {"magma-source": magma_source, "magma": made}
     ready = torch_tools(tools, wheel, made)
-    return stages, ready, _source(base, wheel, wheel.source, inputs)
+    return stages, ready, wheel_source(base, wheel, wheel.source, inputs)
 
 
-def _source(base: Container, wheel: WheelSpec, spec: SourceSpec, inputs: Inputs) -> Directory:
+def wheel_source(base: Container, wheel: WheelSpec, spec: SourceSpec, inputs: Inputs) -> Directory:
     """Return the source, fetched apart from the toolchain, which changes oftener than it does."""
+    if tarball := inputs.sources.get(spec.tarball):
+        return unpacked(tarball, base)
     return source(
         spec,
         source_tools(base, wheel.toolchain.base),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,6 +68,28 @@ def test_the_image_is_built_from_the_bundle_without_any_route(
     lacking = away.cresset(*asked)
     assert lacking.code == 5
     assert "requests" in lacking.err
+
+
+def test_what_was_compiled_for_a_bundle_is_compiled_for_another_gpu_without_any_route(
+    checkout: Checkout, away: Checkout, figure: Callable[[str], None]
+) -> None:
+    checkout.pip_train.write_text("")
+    asked = {
+        "BUILD_MODE": "exclude",
+        "VISION_SOURCE": "apt",
+        "PYTORCH_VERSION": "2.6.0",
+        "WHEEL_STORE": "off",
+    }
+    out = ("--output", "it.tar", "--no-check", "--compression", "zstd", "--json")
+    done = checkout.cresset("bundle", "export", "train", *out, **asked, CCA="8.6")
+    assert done.code == 0, done.err
+    assert {"sources", "wheels"} <= set(done.json["parts"])
+    figure(f"written in {done.seconds:.0f} s, {done.json['parts']}")
+    assert away.cresset("bundle", "import", "it.tar").code == 0
+    made = away.cresset("wheels", "--bundle", "it.tar", **asked, CCA="8.0")
+    assert made.code == 0, made.err
+    assert "torchvision/_C.so sm_80" in made.err
+    figure(f"compiled for another GPU without a network in {made.seconds:.0f} s")
 
 
 def test_a_bundle_that_was_damaged_puts_nothing_in_place(

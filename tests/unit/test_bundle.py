@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 import requests
 
-from pipeline.bundle import export, importing, layout, packages
+from pipeline.bundle import export, importing, layout, packages, supply
 from pipeline.bundle.layout import NAME, Bundle
 from pipeline.bundle.supply import ORIGIN, Given, Taken
 from pipeline.engine.local import build as programs
 from pipeline.engine.local import places, rootfs
 from pipeline.errors import BundleError
+from pipeline.settings import Settings
+from pipeline.spec import SourceSpec
 from tests.unit.specs import spec
 
 WHEEL = b"a wheel" * 1000
@@ -154,7 +156,7 @@ def test_the_base_of_the_spec_is_given_and_no_other(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    given = Given(bundle, packages.Replay(bundle))
+    given = Given(bundle, packages.Replay(bundle), tmp_path)
     archive, origin = given.base(spec("simple").base)
     assert origin == "image it@sha256:1"
     with tarfile.open(archive) as tar:
@@ -162,6 +164,27 @@ def test_the_base_of_the_spec_is_given_and_no_other(
     with pytest.raises(BundleError, match="has no base ubuntu:") as refused:
         given.base(spec("simple", linux_distro="ubuntu").base)
     assert spec("simple").base.image in refused.value.why
+
+
+def test_a_source_is_given_as_it_was_taken_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    wanted = SourceSpec(kind="git", location="https://me:secret@git.example/vision.git", ref="v1")
+    other = wanted.model_copy(update={"ref": "v2"})
+    (tmp_path / "made").write_bytes(WHEEL)
+    with layout.written(tmp_path / "it.tar") as writer:
+        recorder = packages.Recorder(packages.Upstream(packages.URL), writer, tmp_path)
+        Taken(writer, tmp_path, recorder).add_source(wanted, tmp_path / "made")
+        writer.close({})
+    with supply.given(Settings(bundle=str(tmp_path / "it.tar"))) as given:
+        assert given
+        file = given.source(wanted)
+        assert file.name.startswith("vision-")
+        assert file.read_bytes() == WHEEL
+        with pytest.raises(BundleError, match=r"has no source https://git\.example/vision\.git v2"):
+            given.source(other)
+    assert not file.exists()
 
 
 def test_a_compiled_wheel_goes_from_the_store_into_the_bundle_and_into_another_store(
