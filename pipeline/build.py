@@ -17,7 +17,7 @@ from pipeline.labels import ARCHES, labels
 from pipeline.lock import apt_drift
 from pipeline.plan import Step, plan, wheel_plan
 from pipeline.publish import Delivered, Destination
-from pipeline.run import Compiled, Run, started
+from pipeline.run import Compiled, Run, started, to_compile
 from pipeline.settings import Settings
 from pipeline.spec import ImageSpec
 
@@ -126,7 +126,7 @@ def build(
                     image, spec, settings, where, delivered, made, signer, run.report.note
                 )
         if taken:
-            with run.translated():
+            with run.report.stage("sources", in_engine=False), run.translated():
                 await _take_wheels(taken, spec, run.stored, stages)
                 await _take_sources(taken, run)
         return Outcome(
@@ -140,6 +140,8 @@ def build(
         )
 
     steps = plan(spec, attest=settings.attest != "off")
+    if taken:
+        steps += (Step("sources", "wheels and sources for the bundle"),)
     if check_index:
         steps = (steps[0], Step("lock", "whether the indexes have what is locked"), *steps[1:])
     return started(
@@ -224,16 +226,18 @@ async def _take_wheels(
 
 
 async def _take_sources(taken: Taken, run: Run) -> None:
-    """Take what the wheels are compiled from into a bundle, unless it is on this machine anyway."""
-    from pipeline.stages import tarball  # noqa: PLC0415 - as in started
+    """Take what was compiled into a bundle; its toolchain was taken as it was fetched."""
+    from anyio import to_thread  # noqa: PLC0415 - as in started
+
+    from pipeline.stages.tarball import tarball  # noqa: PLC0415
     from pipeline.stages.wheels import wheel_source  # noqa: PLC0415
 
-    for wheel in run.spec.compiled:
+    for wheel in to_compile(run.spec, run.stored):
         for source in filter(lambda it: it.is_remote, wheel.sources):
             file = taken.folder / source.tarball
             code = wheel_source(run.build_base, wheel, source, run.inputs)
-            await tarball.packed(code, run.build_base).export(str(file.absolute()))
-            taken.add_source(source, file)
+            await tarball(code, run.build_base).export(str(file.absolute()))
+            await to_thread.run_sync(taken.add_source, source, file)
 
 
 async def _export(directory: Container | Directory, output: Path) -> Path:

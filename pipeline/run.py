@@ -13,7 +13,15 @@ import json
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -316,7 +324,9 @@ async def _run(
     deadline: float,
     supplied: Given | Taken | None,
 ) -> T:
-    from pipeline import caches  # noqa: PLC0415 - as in started
+    from anyio import to_thread  # noqa: PLC0415 - as in started
+
+    from pipeline import caches  # noqa: PLC0415
     from pipeline import store as stores  # noqa: PLC0415
     from pipeline.engine import session, telemetry  # noqa: PLC0415
     from pipeline.stages import base as bottom  # noqa: PLC0415
@@ -345,7 +355,6 @@ async def _run(
             stored = await _stored(spec, store, report) if store else {}
             # The devel image compiles MAGMA, whether or not torch's wheel is there.
             compiled = [it.package for it in spec.compiled if it.key not in stored]
-            given = dataclasses.replace(given, sources=_sources(spec, stored, supplied))
             compiling = ["magma"] if spec.target == "devel" else compiled
             compiling = compiling if makes else []
             if choice.kind == "local" and makes:
@@ -367,6 +376,9 @@ async def _run(
                             other, settings, report, spec.lock, supplied
                         )
                     base = locked.held(base, spec.lock)
+                    if makes:
+                        found = functools.partial(_sources, spec, settings, stored, supplied)
+                        given = dataclasses.replace(given, sources=await to_thread.run_sync(found))
             shared = caches.objects(settings.cache_url, report.note)
             async with shared if compiling else contextlib.nullcontext() as cache:
                 limits = inputs.Compiling(settings.max_jobs, deadline, cache)
@@ -447,16 +459,27 @@ def _indexes(spec: ImageSpec, settings: Settings, supplied: Given | Taken | None
     }
 
 
+def to_compile(spec: ImageSpec, stored: Collection[str]) -> list[WheelSpec]:
+    """Return the wheels of which a build takes the sources; `stored` are keys of finished ones."""
+    if spec.target == "devel":  # torch's is all of it, for its user to compile
+        return [it for it in spec.compiled if it.package == "torch"]
+    return [it for it in spec.compiled if it.key not in stored]
+
+
 def _sources(
-    spec: ImageSpec, stored: Mapping[str, Directory], supplied: Given | Taken | None
+    spec: ImageSpec, settings: Settings, stored: Collection[str], supplied: Given | Taken | None
 ) -> dict[str, str]:
     """Return where a bundle's sources are that a build from it compiles."""
-    from pipeline.bundle.supply import Given  # noqa: PLC0415 - as in started
+    from pipeline import store as stores  # noqa: PLC0415 - as in started
+    from pipeline.bundle.supply import Given  # noqa: PLC0415
 
     if not isinstance(supplied, Given):
         return {}
-    sources = [it for wheel in spec.compiled if wheel.key not in stored for it in wheel.sources]
-    return {it.tarball: str(supplied.source(it)) for it in sources if it.is_remote}
+    wheels = to_compile(spec, stored)
+    if spec.target != "devel" and stores.store(settings):
+        supplied.check_imported([stores.tag(it) for it in wheels])
+    sources = [source for wheel in wheels for source in wheel.sources if source.is_remote]
+    return {it.tarball: str(supplied.source(it)) for it in sources}
 
 
 async def _sent(given: Inputs, spec: ImageSpec) -> Inputs:

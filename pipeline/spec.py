@@ -243,8 +243,7 @@ class SourceSpec(Frozen):
     @property
     def tarball(self) -> str:
         """The name of the file in which a bundle has it."""
-        name = self.public_location.rstrip("/").rpartition("/")[2].removesuffix(".git")
-        return f"{name}-{_digest(self.canonical)[:16]}.tar.gz"
+        return f"{_digest(self.canonical)[:16]}.tar.gz"
 
     @model_serializer(mode="wrap")
     def _by_content(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -155,7 +155,16 @@ def complete(
     if referrers.may_push(where.repository):
         attest_published(spec, settings, where, again=False)
     else:
-        say(f"it has no proof of what is in it, and this login may attach none to {where.name}")
+        say(f"{spec.variant} {for_others(where)}")
+
+
+def for_others(where: Destination) -> str:
+    """Return the words for an image without its proof that others have to attach."""
+    host = where.repository.partition("/")[0]
+    return (
+        "lacks its SBOM, provenance or signature, and this login may not attach it: "
+        f"`docker login {host}` as somebody who may push there, and run it again"
+    )
 
 
 def lacks_proof(settings: Settings, where: Destination, delivered: Delivered) -> bool:

@@ -131,13 +131,16 @@ def _pieces(repository: str, digest: str) -> Iterator[bytes]:
 def may_push(repository: str) -> bool:
     """Say whether this login may put anything there; PublishError if the registry cannot be asked.
 
-    That is tried: an upload is begun, and given up.
+    That is tried: an upload is begun, and given up. Registries refuse in many ways.
     """
-    begun = _asked("POST", repository, "blobs/uploads/", {202, 401, 403, 405})
+    import requests  # noqa: PLC0415 - needed only where a registry is named
+
+    begun = _asked("POST", repository, "blobs/uploads/", {202, *range(400, 500)})
     if begun.status_code != 202:  # noqa: PLR2004 - HTTP's own number
         return False
-    with contextlib.suppress(PublishError):  # registries take away what nobody ends
-        _asked("DELETE", repository, str(begun.headers["Location"]), None)
+    if where := begun.headers.get("Location"):
+        with contextlib.suppress(PublishError, requests.RequestException):
+            publish.request("DELETE", repository, where)  # or the registry does in its own time
     return True
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +29,20 @@ class Given:
     packages: Packages
     folder: Path
     """For what is used by one build."""
+
+    def check_imported(self, wheels: Sequence[str]) -> None:
+        """Raise BundleError where it has a finished wheel that nobody has put into the store.
+
+        The wheels are told by their tags there; a compile of hours would make them once more.
+        """
+        held = {name.partition("/")[0] for name in self.bundle.files("wheels")}
+        for tag in wheels:
+            if tag in held:
+                raise BundleError(
+                    f"{self.bundle.path} has {tag}, and the wheel store has not",
+                    next_step=f"run `python -m pipeline bundle import {self.bundle.path}` first, "
+                    "or compile it anew with WHEEL_STORE=off",
+                )
 
     def source(self, spec: SourceSpec) -> Path:
         """Return the tarball of a source; BundleError where the bundle has not this one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ from anyio import to_thread
 from anyio.abc import TaskGroup
 
 from pipeline import publish, store, summary
-from pipeline.attest import proof
+from pipeline.attest import proof, referrers
 from pipeline.errors import EngineError, Interrupted, Terminated, Unfinished
 from pipeline.fleet import child, handout, report
 from pipeline.fleet import engines as fleet
@@ -78,7 +79,8 @@ def found(wanted: Sequence[Wanted], options: Options) -> dict[str, Mapping[str, 
     """Return what needs no build, as ``--json`` prints it, by the name of the cell.
 
     That is what the destinations have, asked at once, but with `force`; with `resume` what the
-    last run delivered is not asked for again. What lacks its proof is handed out, to get it.
+    last run delivered is not asked for again. What lacks its proof is handed out, to get it, or
+    told by ``proof`` where this login may not attach it.
 
     Raises:
         ConfigError: SIGN_KEY is no key.
@@ -98,17 +100,18 @@ def found(wanted: Sequence[Wanted], options: Options) -> dict[str, Mapping[str, 
     asked = [it for it in wanted if it.name not in there]
     answers = publish.find_all([(it.cell.spec, it.where) for it in asked])
     with ThreadPoolExecutor(_AT_ONCE) as threads:
-        proved = threads.map(_is_proved, asked, answers)
-    for it, delivered, is_proved in zip(asked, answers, proved, strict=True):
-        if delivered and is_proved:
+        lacking = threads.map(_lacks_proof, asked, answers)
+    may_push = functools.cache(referrers.may_push)
+    for it, delivered, lacks in zip(asked, answers, lacking, strict=True):
+        if delivered and not (lacks and may_push(it.where.repository)):
             there[it.name] = {
                 "ref": delivered.ref, "digest": delivered.digest, "size": delivered.size
-            }  # fmt: skip
+            } | ({"proof": "missing"} if lacks else {})  # fmt: skip
     return there
 
 
-def _is_proved(wanted: Wanted, delivered: publish.Delivered | None) -> bool:
-    return delivered is not None and not proof.lacks_proof(wanted.settings, wanted.where, delivered)
+def _lacks_proof(wanted: Wanted, delivered: publish.Delivered | None) -> bool:
+    return delivered is not None and proof.lacks_proof(wanted.settings, wanted.where, delivered)
 
 
 def stored(wanted: Sequence[Wanted]) -> frozenset[str]:
@@ -162,6 +165,9 @@ def build(wanted: Sequence[Wanted], settings: Settings, options: Options) -> Rep
     hands.stored = kept
     try:
         shown.note(f"{len(there)} of {len(rows)} cells are there already; log: {run}")
+        for it in wanted:
+            if there.get(it.name, {}).get("proof") == "missing":
+                shown.note(f"{it.name} {proof.for_others(it.where)}")
         if left:
             hands.engines = fleet.engines(settings, shown.note)
             hands.run(left)

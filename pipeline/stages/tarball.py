@@ -7,19 +7,18 @@ from dagger import Container, Directory, File, dag
 _SOURCE = "/mnt/source"
 _FILE = "/mnt/source.tar.gz"
 
-# The same file for the same source, whenever it was fetched.
 _PACK = (
-    "tar", "--create", "--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner",
+    "tar", "--create", "--sort=name", "--owner=0", "--group=0", "--numeric-owner",
     "--use-compress-program=gzip --no-name -1", "--file", _FILE, "--directory", _SOURCE, ".",
 )  # fmt: skip
 
 
-def packed(source: Directory, base: Container) -> File:
+def tarball(source: Directory, base: Container) -> File:
     """Return the tarball of a source, packed by the tar of a base."""
     return base.with_mounted_directory(_SOURCE, source).with_exec([*_PACK]).file(_FILE)
 
 
-def unpacked(path: str, base: Container) -> Directory:
+def source_from_tarball(path: str, base: Container) -> Directory:
     """Return the source that a tarball of this machine holds, just as it was packed."""
     unpack = ["tar", "--extract", "--no-same-owner", "--file", _FILE, "--directory", _SOURCE]
     return (

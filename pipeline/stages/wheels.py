@@ -13,7 +13,7 @@ from pipeline.stages.locked import requirements
 from pipeline.stages.magma import magma
 from pipeline.stages.packages import INSTALLER, PINS, VENV, python, python_install, uv, uv_binary
 from pipeline.stages.source import source, source_tools
-from pipeline.stages.tarball import unpacked
+from pipeline.stages.tarball import source_from_tarball
 from pipeline.stages.toolchain import toolchain, with_wheels
 from pipeline.stages.torch import torch_tools, torch_wheel
 from pipeline.stages.vision import vision_wheel
@@ -140,7 +140,7 @@ def torch_stages(
 def wheel_source(base: Container, wheel: WheelSpec, spec: SourceSpec, inputs: Inputs) -> Directory:
     """Return the source, fetched apart from the toolchain, which changes oftener than it does."""
     if tarball := inputs.sources.get(spec.tarball):
-        return unpacked(tarball, base)
+        return source_from_tarball(tarball, base)
     return source(
         spec,
         source_tools(base, wheel.toolchain.base),

@@ -28,6 +28,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.engine import local
 from pipeline.settings import ALIASES, NAMES
 from tests import services
 
@@ -286,3 +287,39 @@ def _get(host: str, path: str, login: str = "") -> bytes:
     with urllib.request.urlopen(request) as response:  # noqa: S310 - as above
         content: bytes = response.read()
         return content
+
+
+_VISION_SOURCE = """
+import asyncio, sys
+import dagger
+from dagger import dag
+from pathlib import Path
+from pipeline.host.bootstrap import base_archive
+from pipeline.settings import load
+from pipeline.spec import SourceSpec
+from pipeline.stages.base import base_from_archive
+from pipeline.stages.source import source, source_tools
+from pipeline.validate import image_spec
+
+async def main():
+    spec = image_spec(load({}, environ={}).settings, "simple")
+    async with dagger.connection(dagger.Config(log_output=sys.stderr, retry=None)):
+        base = base_from_archive(str(base_archive(spec.base, print)))
+        tools = source_tools(base, spec.base)
+        package = SourceSpec(kind="apt", location="pytorch-vision")
+        await source(package, tools, spec.base).export(sys.argv[1])
+
+asyncio.run(main())
+"""
+
+
+def vision_source(folder: Path) -> Path:
+    """Write the source of torchvision, as Debian has it, to a folder, and return that."""
+    endpoint = local.ensure(print)
+    dagger = {
+        "_EXPERIMENTAL_DAGGER_RUNNER_HOST": endpoint.runner_host,
+        "_EXPERIMENTAL_DAGGER_CLI_BIN": str(endpoint.session_bin),
+    }
+    argv = [sys.executable, "-c", _VISION_SOURCE, str(folder)]
+    subprocess.run(argv, env={**os.environ, **dagger}, check=True)
+    return folder

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.engine.conftest import Checkout, Ran
+from tests import services
+from tests.engine.conftest import Checkout, Ran, vision_source
 
 # An engine that starts with nothing fetches everything anew, and again from the bundle.
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -71,17 +75,23 @@ def test_the_image_is_built_from_the_bundle_without_any_route(
 
 
 def test_what_was_compiled_for_a_bundle_is_compiled_for_another_gpu_without_any_route(
-    checkout: Checkout, away: Checkout, figure: Callable[[str], None]
+    checkout: Checkout, away: Checkout, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:
     checkout.pip_train.write_text("")
-    asked = {
-        "BUILD_MODE": "exclude",
-        "VISION_SOURCE": "apt",
-        "PYTORCH_VERSION": "2.6.0",
-        "WHEEL_STORE": "off",
-    }
-    out = ("--output", "it.tar", "--no-check", "--compression", "zstd", "--json")
-    done = checkout.cresset("bundle", "export", "train", *out, **asked, CCA="8.6")
+    vision_source(tmp_path / "vision")
+    packed = tmp_path / "vision.tar.gz"
+    subprocess.run(["tar", "-C", tmp_path, "-czf", packed, "vision"], check=True)
+    content = packed.read_bytes()
+    with services.serving(lambda _: services.Answer(200, content)) as host:
+        asked = {
+            "VISION_SOURCE": "archive",
+            "VISION_URL": f"http://{host}/vision.tar.gz",
+            "VISION_SHA256": hashlib.sha256(content).hexdigest(),
+            "PYTORCH_VERSION": "2.6.0",
+            "WHEEL_STORE": "off",
+        }
+        out = ("--output", "it.tar", "--no-check", "--compression", "zstd", "--json")
+        done = checkout.cresset("bundle", "export", "train", *out, **asked, CCA="8.6")
     assert done.code == 0, done.err
     assert {"sources", "wheels"} <= set(done.json["parts"])
     figure(f"written in {done.seconds:.0f} s, {done.json['parts']}")
@@ -90,6 +100,14 @@ def test_what_was_compiled_for_a_bundle_is_compiled_for_another_gpu_without_any_
     assert made.code == 0, made.err
     assert "torchvision/_C.so sm_80" in made.err
     figure(f"compiled for another GPU without a network in {made.seconds:.0f} s")
+    # A wheel that is in the bundle is not compiled again because nobody has imported it.
+    store = Path(away.environment["XDG_CACHE_HOME"]) / "cresset" / "wheels"
+    shutil.rmtree(store)
+    refused = away.cresset(
+        "wheels", "--bundle", "it.tar", **{**asked, "WHEEL_STORE": "auto"}, CCA="8.6"
+    )
+    assert refused.code == 6, refused.err
+    assert "bundle import it.tar" in refused.err
 
 
 def test_a_bundle_that_was_damaged_puts_nothing_in_place(

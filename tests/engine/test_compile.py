@@ -8,42 +8,17 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from pipeline.engine import local
 from tests import services
-from tests.engine.conftest import Checkout, Ran, new_name
+from tests.engine.conftest import Checkout, Ran, new_name, vision_source
 
 pytestmark = pytest.mark.engine
 
 VISION = {"VISION_SOURCE": "apt", "PYTORCH_VERSION": "2.6.0", "CCA": "8.6"}
-
-SOURCE = """
-import asyncio, sys
-import dagger
-from dagger import dag
-from pathlib import Path
-from pipeline.host.bootstrap import base_archive
-from pipeline.settings import load
-from pipeline.spec import SourceSpec
-from pipeline.stages.base import base_from_archive
-from pipeline.stages.source import source, source_tools
-from pipeline.validate import image_spec
-
-async def main():
-    spec = image_spec(load({}, environ={}).settings, "simple")
-    async with dagger.connection(dagger.Config(log_output=sys.stderr, retry=None)):
-        base = base_from_archive(str(base_archive(spec.base, print)))
-        tools = source_tools(base, spec.base)
-        package = SourceSpec(kind="apt", location="pytorch-vision")
-        await source(package, tools, spec.base).export(sys.argv[1])
-
-asyncio.run(main())
-"""
 
 
 def wheels(checkout: Checkout, *args: str, **env: str) -> Ran:
@@ -65,13 +40,7 @@ def shared(registry: str) -> str:
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return torchvision's source as a working tree of git."""
-    folder = tmp_path_factory.mktemp("source") / "vision"
-    endpoint = local.ensure(print)
-    dagger = {
-        "_EXPERIMENTAL_DAGGER_RUNNER_HOST": endpoint.runner_host,
-        "_EXPERIMENTAL_DAGGER_CLI_BIN": str(endpoint.session_bin),
-    }
-    subprocess.run([sys.executable, "-c", SOURCE, str(folder)], env=dagger, check=True)
+    folder = vision_source(tmp_path_factory.mktemp("source") / "vision")
     commit = ["-c", "user.name=x", "-c", "user.email=x@x", "commit", "-q", "-m", "as released"]
     for args in (["init", "-q"], ["add", "-A"], commit):
         subprocess.run(["git", *args], cwd=folder, check=True)

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -22,8 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pipeline.bundle.packages import NPM
 from pipeline.engine import local
 from tests import services
-from tests.engine.conftest import Checkout, Pulled, Ran, make_wheel, new_name
-from tests.engine.test_compile import SOURCE, VISION
+from tests.engine.conftest import Checkout, Pulled, Ran, make_wheel, new_name, vision_source
+from tests.engine.test_compile import VISION
 from tests.git_server import git, git_server
 from tests.proxy import proxy
 from tests.secret_scan import USER, Secrets
@@ -277,14 +276,7 @@ def test_a_compiled_wheel_holds_none_of_what_it_was_made_with(
 
 def tree(repository: Path) -> None:
     """Make a repository of torchvision's source, with the tag of its release."""
-    endpoint = local.ensure(print)
-    dagger = {
-        "_EXPERIMENTAL_DAGGER_RUNNER_HOST": endpoint.runner_host,
-        "_EXPERIMENTAL_DAGGER_CLI_BIN": str(endpoint.session_bin),
-    }
-    subprocess.run(
-        [sys.executable, "-c", SOURCE, str(repository)], env={**os.environ, **dagger}, check=True
-    )
+    vision_source(repository)
     git(repository, "init", "-q", "-b", "main")
     git(repository, "add", "-A")
     git(repository, "commit", "-q", "-m", "as released")

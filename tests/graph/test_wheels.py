@@ -17,6 +17,7 @@ from pipeline.stages import base, inputs, targets, verify
 from pipeline.stages.inputs import Compiling
 from pipeline.stages.packages import VENV
 from pipeline.stages.toolchain import TOOLS
+from pipeline.stages.wheels import wheel_source
 from tests.graph.graph import calls, chain, everything, execs, left_over, stands_on
 from tests.unit.specs import spec
 
@@ -93,6 +94,20 @@ def test_a_compile_is_one_command_with_a_record(stage: str) -> None:
     # Where nobody compiles, nothing of it is run.
     assert all(compiles(it) == [] for name, it in stages(OWN_MAGMA).items()
                if name not in {"magma", "torch-wheel", "torchvision-wheel"})  # fmt: skip
+
+
+def test_a_source_that_a_bundle_has_is_fetched_from_nowhere() -> None:
+    made = spec("train", **OWN_MAGMA)
+    bottom = base.base_from_registry(made.base.image)
+    for wheel in made.compiled:
+        for source in wheel.sources:
+            held = {source.tarball: f"/held/{source.tarball}"}
+            given = dataclasses.replace(inputs.inputs(Path("reqs"), []), sources=held)
+            lazy = wheel_source(bottom, wheel, source, given)
+            (command,) = execs(lazy)
+            assert command[:2] == ["tar", "--extract"]
+            paths = [it.args["path"] for it in everything(lazy) if it.name == "file"]
+            assert f"/held/{source.tarball}" in paths
 
 
 def test_nothing_is_bound_to_a_service() -> None:

@@ -27,6 +27,7 @@ class Registry:
     annotates: bool = True
     """Whether its lists have the annotations of what is listed."""
     refuses: Callable[[str, str], bool] = lambda _method, _what: False
+    refusal: int = 403
     asked: list[str] = field(default_factory=list)
     manifests: dict[str, bytes] = field(default_factory=dict)
     """By tag and by digest."""
@@ -50,7 +51,7 @@ class Registry:
         """Answer as a registry does."""
         self.asked.append(f"{method} {what}")
         if self.refuses(method, what):
-            return _response(403)
+            return _response(self.refusal)
         kind, _, name = urlsplit(what).path.partition("/")
         if method == "POST":
             return _response(202, headers={"Location": "blobs/upload/1"})

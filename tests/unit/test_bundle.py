@@ -180,11 +180,26 @@ def test_a_source_is_given_as_it_was_taken_and_no_other(
     with supply.given(Settings(bundle=str(tmp_path / "it.tar"))) as given:
         assert given
         file = given.source(wanted)
-        assert file.name.startswith("vision-")
         assert file.read_bytes() == WHEEL
         with pytest.raises(BundleError, match=r"has no source https://git\.example/vision\.git v2"):
             given.source(other)
     assert not file.exists()
+
+
+def test_a_finished_wheel_that_was_not_imported_is_not_compiled_again(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "torch-1-cp313.whl").write_bytes(WHEEL)
+    with layout.written(tmp_path / "it.tar") as writer:
+        recorder = packages.Recorder(packages.Upstream(packages.URL), writer, tmp_path)
+        Taken(writer, tmp_path, recorder).add_wheel("torch-1-abc", made)
+        writer.close({})
+    with contextlib.closing(Bundle.opened(tmp_path / "it.tar")) as bundle:
+        given = Given(bundle, packages.Replay(bundle), tmp_path)
+        given.check_imported(["torch-1-other"])
+        with pytest.raises(BundleError, match="has torch-1-abc") as refused:
+            given.check_imported(["torch-1-abc"])
+    assert f"bundle import {tmp_path / 'it.tar'}" in refused.value.next_step
 
 
 def test_a_compiled_wheel_goes_from_the_store_into_the_bundle_and_into_another_store(

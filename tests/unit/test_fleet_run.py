@@ -20,7 +20,7 @@ from unittest import mock
 
 import pytest
 
-from pipeline.attest import proof
+from pipeline.attest import proof, referrers
 from pipeline.engine import select
 from pipeline.fleet import build as fleet
 from pipeline.fleet import engines, report
@@ -308,9 +308,21 @@ def test_what_is_there_without_its_proof_is_handed_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(proof, "lacks_proof", lambda _, where, __: where.cell == "a")
+    monkeypatch.setattr(referrers, "may_push", lambda _: True)
     made, _ = run(wanted(("a", "b"), a="deliver", b="deliver"))
     assert states(made) == {"a": "delivered", "b": "there already"}
     assert [cell for cell, _ in handed(tmp_path)] == ["a"]
+
+
+def test_what_lacks_a_proof_that_is_for_others_to_attach_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(proof, "lacks_proof", lambda _, where, __: where.cell == "a")
+    monkeypatch.setattr(referrers, "may_push", lambda _: False)
+    monkeypatch.setattr(proof, "for_others", lambda _: "lacks its proof")
+    made, said = run(wanted(("a", "b"), a="deliver", b="deliver"))
+    assert states(made) == {"a": "there already", "b": "there already"}
+    assert "a lacks its proof" in said
 
 
 def test_force_builds_what_is_there() -> None:

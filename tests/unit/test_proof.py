@@ -534,7 +534,22 @@ def test_who_may_only_pull_gets_an_image_without_its_proof_and_is_told(
     monkeypatch.setattr(build, "found", lambda it, _: build.Outcome(THERE, it, {}, []))
     ran = running.run("build-only", "simple", "--registry=registry.example/team")
     assert (ran.code, ran.out) == (0, f"{THERE.ref}\n")
-    assert "no proof" in ran.err
+    assert "lacks its SBOM, provenance or signature" in ran.err
+    assert "docker login" in ran.err
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405])
+def test_whether_one_may_push_is_tried_and_leaves_nothing(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = registry(monkeypatch)
+    assert referrers.may_push(SUBJECT.repository)
+    assert it.asked == ["POST blobs/uploads/", "DELETE blobs/upload/1"]
+    it.refuses, it.refusal = lambda *_: True, status
+    assert not referrers.may_push(SUBJECT.repository)
+    it.refusal = 301
+    with pytest.raises(PublishError):
+        referrers.may_push(SUBJECT.repository)
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,9 @@ _RESETTING = "local cache state invalid"
 """What the engine's log says then."""
 
 _ENTER = Path(__file__).with_name("enter.sh")
+_GONE_WITHIN = 10.0
+"""Seconds that the network of a killed engine may take to lose what hung on it."""
+
 _ENGINE = "/usr/local/bin/dagger-engine"
 """What `enter.sh` becomes."""
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
@@ -271,9 +274,8 @@ def _launch(programs: Programs, root: Path, say: Say) -> None:
     _refuse_company()
     _furnish(root)
     name = own_name(places.state())
-    if left := traces.range_of(root, name):  # its record went with a state folder (issue 6)
-        say("an engine that is not on record left its network: taking it off")
-        traces.clean(root, name, left, (), "")
+    if traces.bridge(name).exists():
+        _clear(root, name, say)
     cidr = traces.free_range(traces.host_routes())
     chains, forwarding = traces.shared_chains(root), traces.forwarding()
     argv = command(
@@ -325,7 +327,7 @@ def _launch(programs: Programs, root: Path, say: Say) -> None:
 
 
 def _refuse_company() -> None:
-    """EngineError where an engine that is not on record runs on our data, or did until it went."""
+    """EngineError where an engine that is not on record runs on our data, or on data that went."""
     if process := _of_our_name():
         raise EngineError(
             "another engine runs on this state folder and is not on record",
@@ -346,13 +348,36 @@ def _refuse_company() -> None:
         ) from error
 
 
+def _clear(root: Path, name: str, say: Say) -> None:
+    """Take off the network of an engine whose record went with its state folder (issue 6).
+
+    EngineError where something still uses it: what no process here is may be one elsewhere.
+    """
+    begun = time.monotonic()
+    while traces.in_use(name):  # the kernel takes its time with what was killed
+        if time.monotonic() - begun > _GONE_WITHIN:
+            raise EngineError(
+                f"the bridge {traces.bridge(name).name} is in use, and no engine on record has it",
+                why="an engine of the same name may run in a container that shares this network",
+                next_step="end it there, or name another folder in XDG_STATE_HOME",
+            )
+        time.sleep(0.1)
+    say("an engine that is not on record left its network: taking it off")
+    traces.clean(root, name, traces.range_of(root, name), (), "")
+
+
 def _of_our_name() -> int | None:
-    """Return the number of the process that is an engine of our name, None if there is none."""
+    """Return the number of the process that is an engine of our name, None if there is none.
+
+    One in a container with a network of its own may have the name too, and is no company.
+    """
     argument = f"\0--network-name\0{own_name(places.state())}\0".encode()
+    network = Path("/proc/self/ns/net").readlink()
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended
             found = (process / "cmdline").read_bytes()
-            if found.startswith(_ENGINE.encode() + b"\0") and argument in found:
+            is_engine = found.startswith(_ENGINE.encode() + b"\0") and argument in found
+            if is_engine and (process / "ns/net").readlink() == network:
                 return int(process.name)
     return None
 

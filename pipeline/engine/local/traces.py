@@ -50,16 +50,25 @@ def host_routes() -> list[ipaddress.IPv4Network]:
     return routes(Path("/proc/net/route").read_text())
 
 
+def bridge(name: str) -> Path:
+    """Return the folder of the bridge `name`0 in sysfs; it is there while the bridge is."""
+    return _INTERFACES / f"{name}0"
+
+
+def in_use(name: str) -> bool:
+    """Say whether anything hangs on the bridge `name`0, as on that of each engine that runs."""
+    ports = bridge(name) / "brif"
+    return ports.exists() and any(ports.iterdir())
+
+
 def range_of(root: Path, name: str) -> str:
-    """Return the network of the bridge `name`0, as ``10.213.0.0/16``, or nothing without one."""
-    if not (_INTERFACES / f"{name}0").exists():
-        return ""
-    found = json.loads(_run(root, "ip", "-json", "-4", "address", "show", "dev", f"{name}0"))
-    addresses = [it for bridge in found for it in bridge.get("addr_info", ())]
-    ranges = [
-        ipaddress.IPv4Network(f"{it['local']}/{it['prefixlen']}", strict=False) for it in addresses
-    ]
-    return str(ranges[0]) if ranges else free_range(())
+    """Return the network of the bridge `name`0, as ``10.213.0.0/16``; without one, nobody's."""
+    argv = ["ip", "-json", "-4", "address", "show", "dev", bridge(name).name]
+    for found in json.loads(_run(root, *argv)):
+        for it in found.get("addr_info", ()):
+            ours = ipaddress.IPv4Network(f"{it['local']}/{it['prefixlen']}", strict=False)
+            return str(ours)
+    return "255.255.255.255/32"
 
 
 def forwarding() -> str:
@@ -127,10 +136,10 @@ def clean(root: Path, name: str, cidr: str, keep: Sequence[str], forwarded: str)
 
     `forwarded` is what :func:`forwarding` said before the engine started.
     """
-    bridge = _INTERFACES / f"{name}0"
-    bridged = bridge.exists()
+    there = bridge(name)
+    bridged = there.exists()
     if bridged:
-        for port in [*(bridge / "brif").iterdir(), bridge]:
+        for port in [*(there / "brif").iterdir(), there]:
             _run(root, "ip", "link", "delete", port.name, check=False)  # may be ending by itself
     for table in ("nat", "filter"):
         saved = _run(root, f"{_iptables()}-save", "-t", table)
