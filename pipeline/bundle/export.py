@@ -80,7 +80,10 @@ def export(spec: ImageSpec, settings: Settings, path: Path, *, check: bool) -> E
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with interruptible(), TemporaryDirectory(dir=path.parent, prefix=".bundle-") as folder:
+        # Told from the root: XDG_STATE_HOME and its like are to be left alone where they are not
+        # (XDG Base Directory Specification), and the check had this machine's own engine (issue 6).
+        beside = path.parent.absolute()
+        with interruptible(), TemporaryDirectory(dir=beside, prefix=".bundle-") as folder:
             draft = Path(folder) / path.name
             digest = _write(spec, settings, draft, Path(folder))
             if check:

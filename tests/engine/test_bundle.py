@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.engine import local
 from tests import services
 from tests.engine.conftest import Checkout, Ran, vision_source
 
@@ -47,7 +48,10 @@ def test_the_image_is_built_from_the_bundle_without_any_route(
 ) -> None:
     requirements = checkout.pip_train
     requirements.write_text("einops\ntqdm\n")
+    assert checkout.cresset("engine", "start").code == 0
+    engine = local.status().pid
     told = exported(checkout, target).json
+    assert local.status().pid == engine, "the machine's own engine has no part in it"
     assert told["checked"]
     assert set(told["parts"]) == {"apt", "base", "engine", "image", "npm", "python"}
 

@@ -107,6 +107,38 @@ def test_an_export_that_is_ended_in_its_check_leaves_nothing_that_runs(
     assert list((tmp_path / "dist").iterdir()) == []
 
 
+def test_the_check_has_folders_of_its_own_wherever_the_bundle_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environments = []
+
+    class Process:
+        def __enter__(self) -> Process:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def communicate(self) -> tuple[str, str]:
+            return spec("simple").key, ""
+
+    def popen(*_: Any, env: dict[str, str], **__: Any) -> Process:
+        environments.append(env)
+        return Process()
+
+    monkeypatch.setattr(export, "_write", lambda *args: args[2].write_bytes(b"a bundle"))
+    monkeypatch.setattr(export, "tool", lambda *_: None)
+    monkeypatch.setattr(export, "_sizes", lambda _: {})
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    monkeypatch.setattr(child, "end", lambda _: None)
+    (tmp_path / "reqs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with contextlib.suppress(AttributeError):  # what was written is no blob
+        export.export(spec("simple"), Settings(), Path("it.tar"), check=True)
+    (environ,) = environments
+    for name in ("XDG_STATE_HOME", "XDG_CACHE_HOME", "BUNDLE"):
+        assert Path(environ[name]).is_absolute()
+
+
 # Two at once
 
 
