@@ -212,6 +212,9 @@ def interruptible() -> Iterator[None]:
 
     def terminate(_number: int, _frame: object) -> None:
         _terminated.set()
+        # A script's background jobs, and those of nohup, ignore Ctrl-C, and hear SIGTERM (issue 6).
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+            raise KeyboardInterrupt
         # asyncio, and all that cleans up, knows what to do at a Ctrl-C.
         signal.raise_signal(signal.SIGINT)
 

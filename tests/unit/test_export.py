@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,16 @@ time.sleep(600)
 """
 
 
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["", "a script's job"])
+def _sigint(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have SIGINT heard, or ignored as a shell has it for what a script starts with ``&``."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("script", [WAITS, DEAF], ids=["one that hears", "one that is deaf"])
-@pytest.mark.usefixtures("checkout")
+@pytest.mark.usefixtures("checkout", "_sigint")
 def test_an_export_that_is_ended_in_its_check_leaves_nothing_that_runs(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
