@@ -7,6 +7,7 @@ with :attr:`CressetError.exit_code`.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -225,6 +226,9 @@ def interruptible() -> Iterator[None]:
     )
     if ours:
         signal.signal(signal.SIGTERM, terminate)
+        # No terminal's Ctrl-C reaches who leads a session: a child, which is told by it of its end.
+        if os.getsid(0) == os.getpid() and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:

@@ -414,3 +414,37 @@ def test_ctrl_c_ends_every_child_in_good_order(tmp_path: Path, number: signal.Si
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
     assert "'a': 'interrupted', 'b': 'interrupted', 'c': 'interrupted'" in out
     assert "Traceback" not in err
+
+
+CHILD = """
+import pathlib, sys, time
+from pipeline.errors import Interrupted, interruptible
+try:
+    with interruptible():
+        pathlib.Path(sys.argv[1]).touch()
+        time.sleep(600)
+except Interrupted:
+    print("interrupted")
+"""
+
+
+def test_a_child_hears_sigint_though_a_script_has_us_ignore_it(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(ready)],
+            cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
+        deadline = time.monotonic() + 300
+        while not ready.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        try:
+            said, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert said == "interrupted\n"
