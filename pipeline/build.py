@@ -221,7 +221,7 @@ async def _take_wheels(
             continue
         assert not hasattr(made, "with_exec")
         folder = taken.folder / wheel.package
-        await made.export(str(folder.absolute()))
+        await made.export(str(folder))
         taken.add_wheel(store.tag(wheel), folder)
 
 
@@ -236,7 +236,7 @@ async def _take_sources(taken: Taken, run: Run) -> None:
         for source in filter(lambda it: it.is_remote, wheel.sources):
             file = taken.folder / source.tarball
             code = wheel_source(run.build_base, wheel, source, run.inputs)
-            await tarball(code, run.build_base).export(str(file.absolute()))
+            await tarball(code, run.build_base).export(str(file))
             await to_thread.run_sync(taken.add_source, source, file)
 
 

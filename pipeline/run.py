@@ -354,7 +354,7 @@ async def _run(
             store = stores.store(settings)
             stored = await _stored(spec, store, report) if store else {}
             # The devel image compiles MAGMA, whether or not torch's wheel is there.
-            compiled = [it.package for it in spec.compiled if it.key not in stored]
+            compiled = [it.package for it in to_compile(spec, stored)]
             compiling = ["magma"] if spec.target == "devel" else compiled
             compiling = compiling if makes else []
             if choice.kind == "local" and makes:
@@ -526,7 +526,7 @@ async def _base(
     else:
         base, origin = await _found_base(spec, settings, report, held, refresh=refresh)
         archive = supplied.folder / "base.oci.tar"
-        await base.export(str(archive.absolute()))
+        await base.export(str(archive))
         supplied.add_base(spec, archive, origin)
     ready = stage.by_proxy(stage.with_apt_mirror(base, spec), packages.URL)
     return await ready.sync(), origin

@@ -78,11 +78,11 @@ def export(spec: ImageSpec, settings: Settings, path: Path, *, check: bool) -> E
             why=f"{need.what} {need.why}",
             next_step=f"{need.mend}; or export it with --no-check",
         )
+    # Told from the root: XDG_STATE_HOME and its like are to be left alone where they are not
+    # (XDG Base Directory Specification), and the check had this machine's own engine (issue 6).
+    beside = path.parent.absolute()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Told from the root: XDG_STATE_HOME and its like are to be left alone where they are not
-        # (XDG Base Directory Specification), and the check had this machine's own engine (issue 6).
-        beside = path.parent.absolute()
+        beside.mkdir(parents=True, exist_ok=True)
         with interruptible(), TemporaryDirectory(dir=beside, prefix=".bundle-") as folder:
             draft = Path(folder) / path.name
             digest = _write(spec, settings, draft, Path(folder))
@@ -94,7 +94,7 @@ def export(spec: ImageSpec, settings: Settings, path: Path, *, check: bool) -> E
         raise PublishError(
             f"the bundle {path} cannot be written",
             why=str(error),
-            next_step=f"see that there is room in {path.parent.absolute()}",
+            next_step=f"see that there is room in {beside}",
         ) from error
     return Exported(
         path, digest.digest, path.stat().st_size, parts, spec.key, spec.variant, checked=check
@@ -235,7 +235,7 @@ def _found_out(spec: ImageSpec, settings: Settings) -> dict[str, str]:
         part = "TORCH" if wheel.package == "torch" else "VISION"
         sources = {part: wheel.source} | ({"MAGMA": wheel.magma.source} if wheel.magma else {})
         found |= {f"{name}_REF": it.ref for name, it in sources.items() if it.kind == "git"}
-        paths += [f"{name}_URL" for name, it in sources.items() if it.kind in {"archive", "path"}]
+        paths += [f"{name}_URL" for name, it in sources.items() if not it.is_remote]
     for name in paths:
         value = str(getattr(settings, name.lower()))
         if value and "://" not in value:

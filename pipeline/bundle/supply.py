@@ -55,8 +55,7 @@ class Given:
                 next_step="export one with these settings, where there is a network",
             )
         file = self.folder / spec.tarball
-        if not file.exists():
-            self.bundle.write(blob, file)
+        self.bundle.write(blob, file)
         return file
 
     def base(self, spec: BaseSpec) -> tuple[Path, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import json
 import os
@@ -26,6 +25,7 @@ from pipeline.stages.base import base_from_registry
 from tests.engine.conftest import Checkout, new_name
 from tests.faults.rows import ROW
 from tests.faulty import Authority, authority, faulty
+from tests.unit.stand_in_registry import digest_of
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -70,7 +70,7 @@ class Behind:
         if content is None:
             yield f"{name} is not there"
             return
-        if name.startswith("sha256:") and name != sha256(content):
+        if name.startswith("sha256:") and name != digest_of(content):
             yield f"{name} is another"
         if kind == "manifests":
             read = json.loads(content)
@@ -78,10 +78,6 @@ class Behind:
                 yield from self.wrong(repository, kind, it["digest"])
             for it in [read["config"], *read["layers"]] if "layers" in read else ():
                 yield from self.wrong(repository, "blobs", it["digest"])
-
-
-def sha256(content: bytes) -> str:
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def of_images(tags: list[str]) -> list[str]:
@@ -182,7 +178,7 @@ def test_everything_is_published_once_and_nothing_by_halves(
     for tag in images:
         content = behind.get(f"{name}/cresset/manifests/{tag}")
         assert content is not None
-        assert sha256(content) == ran.json["digest"]
+        assert digest_of(content) == ran.json["digest"]
     proofs = behind.get(f"{name}/cresset/manifests/{ran.json['digest'].replace(':', '-')}")
     assert proofs is not None
     assert len(json.loads(proofs)["manifests"]) == 2, "SBOM and provenance"
@@ -212,7 +208,7 @@ def put_base(host: str, name: str) -> None:
             return answer.headers
 
     def blob(content: bytes, kind: str) -> dict[str, Any]:
-        digest = sha256(content)
+        digest = digest_of(content)
         place = ask("POST", "blobs/uploads/")["Location"]
         ask("PUT", f"{place}&digest={digest}", content, "application/octet-stream")
         media_type = f"application/vnd.oci.image.{kind}"
@@ -226,7 +222,7 @@ def put_base(host: str, name: str) -> None:
                 member.size = 5 << 20
                 tar.addfile(member, io.BytesIO(os.urandom(member.size)))
             layers.append(file.getvalue())
-    ids = [sha256(it) for it in layers]
+    ids = [digest_of(it) for it in layers]
     about = {"architecture": "amd64", "os": "linux", "config": {},
              "rootfs": {"type": "layers", "diff_ids": ids}}  # fmt: skip
     config = blob(json.dumps(about).encode(), "config.v1+json")

@@ -186,14 +186,20 @@ def test_a_source_is_given_as_it_was_taken_and_no_other(
     assert not file.exists()
 
 
-def test_a_finished_wheel_that_was_not_imported_is_not_compiled_again(tmp_path: Path) -> None:
-    made = tmp_path / "made"
+def write_wheel(path: Path, folder: Path) -> None:
+    """Write a bundle of one compiled wheel and its record."""
+    made = folder / "made"
     made.mkdir()
     (made / "torch-1-cp313.whl").write_bytes(WHEEL)
-    with layout.written(tmp_path / "it.tar") as writer:
-        recorder = packages.Recorder(packages.Upstream(packages.URL), writer, tmp_path)
-        Taken(writer, tmp_path, recorder).add_wheel("torch-1-abc", made)
+    (made / "record.json").write_text("{}")
+    with layout.written(path) as writer:
+        recorder = packages.Recorder(packages.Upstream(packages.URL), writer, folder)
+        Taken(writer, folder, recorder).add_wheel("torch-1-abc", made)
         writer.close({})
+
+
+def test_a_finished_wheel_that_was_not_imported_is_not_compiled_again(tmp_path: Path) -> None:
+    write_wheel(tmp_path / "it.tar", tmp_path)
     with contextlib.closing(Bundle.opened(tmp_path / "it.tar")) as bundle:
         given = Given(bundle, packages.Replay(bundle), tmp_path)
         given.check_imported(["torch-1-other"])
@@ -205,14 +211,7 @@ def test_a_finished_wheel_that_was_not_imported_is_not_compiled_again(tmp_path: 
 def test_a_compiled_wheel_goes_from_the_store_into_the_bundle_and_into_another_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = tmp_path / "made"
-    made.mkdir()
-    (made / "torch-1-cp313.whl").write_bytes(WHEEL)
-    (made / "record.json").write_text("{}")
-    with layout.written(tmp_path / "it.tar") as writer:
-        recorder = packages.Recorder(packages.Upstream(packages.URL), writer, tmp_path)
-        Taken(writer, tmp_path, recorder).add_wheel("torch-1-abc", made)
-        writer.close({})
+    write_wheel(tmp_path / "it.tar", tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     importing.put_in_place(tmp_path / "it.tar")
     importing.put_in_place(tmp_path / "it.tar")  # what is there stays

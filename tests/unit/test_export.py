@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from pipeline.bundle import export
+from pipeline.bundle.layout import Blob
 from pipeline.engine import local
 from pipeline.engine.local import places
 from pipeline.errors import EngineError, PublishError, Terminated
@@ -120,6 +121,9 @@ def test_the_check_has_folders_of_its_own_wherever_the_bundle_goes(
 ) -> None:
     environments = []
 
+    def write(*args: Any) -> Blob:
+        return Blob("sha256:1", args[2].write_bytes(b"a bundle"))
+
     class Process:
         def __enter__(self) -> Process:
             return self
@@ -133,15 +137,14 @@ def test_the_check_has_folders_of_its_own_wherever_the_bundle_goes(
         environments.append(env)
         return Process()
 
-    monkeypatch.setattr(export, "_write", lambda *args: args[2].write_bytes(b"a bundle"))
+    monkeypatch.setattr(export, "_write", write)
     monkeypatch.setattr(export, "tool", lambda *_: None)
     monkeypatch.setattr(export, "_sizes", lambda _: {})
     monkeypatch.setattr(subprocess, "Popen", popen)
     monkeypatch.setattr(child, "end", lambda _: None)
     (tmp_path / "reqs").mkdir()
     monkeypatch.chdir(tmp_path)
-    with contextlib.suppress(AttributeError):  # what was written is no blob
-        export.export(spec("simple"), Settings(), Path("it.tar"), check=True)
+    export.export(spec("simple"), Settings(), Path("it.tar"), check=True)
     (environ,) = environments
     for name in ("XDG_STATE_HOME", "XDG_CACHE_HOME", "BUNDLE"):
         assert Path(environ[name]).is_absolute()

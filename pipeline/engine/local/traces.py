@@ -57,8 +57,7 @@ def bridge(name: str) -> Path:
 
 def in_use(name: str) -> bool:
     """Say whether anything hangs on the bridge `name`0, as on that of each engine that runs."""
-    ports = bridge(name) / "brif"
-    return ports.exists() and any(ports.iterdir())
+    return any(bridge(name).glob("brif/*"))
 
 
 def range_of(root: Path, name: str) -> str:
