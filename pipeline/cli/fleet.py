@@ -125,6 +125,7 @@ def _print_planned(wanted: Sequence[Wanted], options: Options, asked: Asked) -> 
                 "key": it.cell.key,
                 "destination": it.where.name,
                 "there": it.name in there,
+                "proof": there.get(it.name, {}).get("proof", ""),
                 "compiles": [] if it.name in there else compiles,
             }
         )
@@ -134,6 +135,8 @@ def _print_planned(wanted: Sequence[Wanted], options: Options, asked: Asked) -> 
     width = max((len(it.name) for it in wanted), default=0)
     for row in rows:
         what = "there already" if row["there"] else "would be built"
+        if row["proof"] == fleet.TO_ATTACH:
+            what += ", and its proof would be attached"
         more = f", compiling {', '.join(row['compiles'])}" if row["compiles"] else ""
         typer.echo(f"{row['variant']:<{width}}  {row['key'][:12]}  {what}{more}")
 

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 
 PROGRAM: Final = (sys.executable, "-m", "pipeline")
 
+TO_ATTACH: Final = "to be attached"
+FOR_OTHERS: Final = "missing"
+"""Of the proof that an image lacks, in what is printed as JSON."""
+
 # All that would end us alone: the children are in groups of their own, and hear of none of them.
 _ENDINGS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _AT_ONCE: Final = 8
@@ -76,11 +80,11 @@ class Options:
 
 
 def found(wanted: Sequence[Wanted], options: Options) -> dict[str, Mapping[str, Any]]:
-    """Return what needs no build, as ``--json`` prints it, by the name of the cell.
+    """Return the images that are there, as ``--json`` prints them, by the name of the cell.
 
     That is what the destinations have, asked at once, but with `force`; with `resume` what the
-    last run delivered is not asked for again. What lacks its proof is handed out, to get it, or
-    told by ``proof`` where this login may not attach it.
+    last run delivered is not asked for again. What lacks its proof has a ``proof``: TO_ATTACH, or
+    FOR_OTHERS where this login may not.
 
     Raises:
         ConfigError: SIGN_KEY is no key.
@@ -103,10 +107,12 @@ def found(wanted: Sequence[Wanted], options: Options) -> dict[str, Mapping[str, 
         lacking = threads.map(_lacks_proof, asked, answers)
     may_push = functools.cache(referrers.may_push)
     for it, delivered, lacks in zip(asked, answers, lacking, strict=True):
-        if delivered and not (lacks and may_push(it.where.repository)):
-            there[it.name] = {
-                "ref": delivered.ref, "digest": delivered.digest, "size": delivered.size
-            } | ({"proof": "missing"} if lacks else {})  # fmt: skip
+        if delivered:
+            about = {"ref": delivered.ref, "digest": delivered.digest, "size": delivered.size}
+            if lacks:
+                mine = may_push(it.where.repository)
+                about["proof"] = TO_ATTACH if mine else FOR_OTHERS
+            there[it.name] = about
     return there
 
 
@@ -145,7 +151,9 @@ def build(wanted: Sequence[Wanted], settings: Settings, options: Options) -> Rep
 
     """
     begun = time.monotonic()
-    there = found(wanted, options)
+    images = found(wanted, options)
+    # What may get its proof here is handed out for it.
+    there = {name: it for name, it in images.items() if it.get("proof") != TO_ATTACH}
     rows = [
         Row(
             it.name,
@@ -166,7 +174,7 @@ def build(wanted: Sequence[Wanted], settings: Settings, options: Options) -> Rep
     try:
         shown.note(f"{len(there)} of {len(rows)} cells are there already; log: {run}")
         for it in wanted:
-            if there.get(it.name, {}).get("proof") == "missing":
+            if there.get(it.name, {}).get("proof") == FOR_OTHERS:
                 shown.note(f"{it.name} {proof.for_others(it.where)}")
         if left:
             hands.engines = fleet.engines(settings, shown.note)

@@ -101,6 +101,7 @@ def test_a_registry_that_takes_no_wheel_costs_none(checkout: Checkout, tmp_path:
     assert said(ran, f"written: out/{file.name}")
 
 
+@pytest.mark.slow
 def test_one_file_changed_is_one_file_compiled(checkout: Checkout, tree: Path) -> None:
     source = {"VISION_SOURCE": "path", "VISION_URL": str(tree), "WHEEL_STORE": "off"}
     ran = wheels(checkout, **source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import signal
 import socket
@@ -159,10 +160,12 @@ def test_a_server_that_speaks_no_http(checkout: Checkout) -> None:
 
 
 def greet(server: socket.socket) -> None:
-    client, _ = server.accept()
-    with client:
-        client.recv(4096)
-        client.sendall(b"220 mail.example ESMTP\r\n")
+    with contextlib.suppress(OSError):  # it is closed
+        while True:
+            client, _ = server.accept()
+            with client:
+                client.recv(4096)
+                client.sendall(b"220 mail.example ESMTP\r\n")
 
 
 @pytest.fixture

@@ -148,6 +148,7 @@ def test_a_locked_build_is_the_same_again_and_refuses_what_has_moved(
     )
 
 
+@pytest.mark.slow
 def test_another_version_of_apt_than_the_lock_has_is_not_delivered(
     checkout: Checkout, repository: str
 ) -> None:
@@ -171,6 +172,7 @@ def listed(checkout: Checkout, *args: str, **where: str) -> list[dict[str, Any]]
     return found
 
 
+@pytest.mark.slow
 def test_a_matrix_is_built_as_its_lock_has_it(checkout: Checkout, repository: str) -> None:
     (checkout.path / "images.toml").write_text(
         '[settings]\nSERVICE = "simple"\n[axes]\nTZ = ["UTC"]\n'

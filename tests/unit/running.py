@@ -34,6 +34,7 @@ class Nowhere:
     """A destination that has no image yet; nothing can be delivered to it."""
 
     name = "nowhere"
+    repository = "nowhere"
 
     def find(self, _: ImageSpec) -> None:
         return None

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from pipeline import lock as locks
 from pipeline import publish, store, summary
+from pipeline.attest import proof, referrers
 from pipeline.cli import fleet as verbs
 from pipeline.engine import local, select
 from pipeline.engine.select import Choice
@@ -54,6 +55,23 @@ def test_a_dry_run_says_what_would_be_built_and_compiled(checkout: Path) -> None
     assert text.split()[0] == "py313-torch2.6.0-cu124-sm86-trixie"
     assert "would be built, compiling torchvision" in text
     assert len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize("mine", [True, False])
+def test_a_dry_run_says_which_proofs_would_be_attached(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, *, mine: bool
+) -> None:
+    there = Delivered("nowhere:it@sha256:0", "sha256:0", 1)
+    monkeypatch.setattr(publish, "find_all", lambda wanted: [there for _ in wanted])
+    monkeypatch.setattr(proof, "lacks_proof", lambda _, where, __: where.name == "nowhere")
+    monkeypatch.setattr(referrers, "may_push", lambda _: mine)
+    text = built(checkout, "--dry-run", "--only", "py313-*").out
+    assert "there already" in text
+    assert (", and its proof would be attached" in text) is mine
+    (cell,) = json.loads(built(checkout, "--dry-run", "--json", "--only", "py313-*").out)["cells"]
+    assert cell["there"]
+    assert cell["compiles"] == []
+    assert cell["proof"] == ("to be attached" if mine else "missing")
 
 
 def test_another_file_is_read_where_it_is_named(checkout: Path) -> None:
