@@ -27,6 +27,7 @@ from pipeline.engine.local import places, rootfs
 from pipeline.engine.local.needs import tool
 from pipeline.errors import BundleError, EngineError, PublishError, interruptible
 from pipeline.fleet import child
+from pipeline.host import whole
 from pipeline.publish import KEY_LABEL, Archive
 from pipeline.report import reporting, tail
 from pipeline.settings import Settings
@@ -83,9 +84,9 @@ def export(spec: ImageSpec, settings: Settings, path: Path, *, check: bool) -> E
     beside = path.parent.absolute()
     try:
         beside.mkdir(parents=True, exist_ok=True)
-        with interruptible(), TemporaryDirectory(dir=beside, prefix=".bundle-") as folder:
-            draft = Path(folder) / path.name
-            digest = _write(spec, settings, draft, Path(folder))
+        with interruptible(), whole.scratch(beside) as folder:
+            draft = folder / path.name
+            digest = _write(spec, settings, draft, folder)
             if check:
                 _check(spec, settings, draft)
             parts = _sizes(draft)

@@ -18,6 +18,7 @@ from pipeline.bundle.layout import NAME, Bundle, Part
 from pipeline.engine.local import build as programs
 from pipeline.engine.local import places, rootfs
 from pipeline.errors import BundleError, PublishError
+from pipeline.host import whole
 from pipeline.report import reporting
 
 STEPS = ("check", "engine", "wheels", "image")
@@ -110,8 +111,8 @@ def _engine(bundle: Bundle, say: Callable[[str], None]) -> bool:
         for name, (place, there) in wanted.items():
             if there:
                 continue
-            with TemporaryDirectory(dir=places.cache(), prefix=".bundle-") as folder:
-                packed = Path(folder) / name
+            with whole.scratch(places.cache()) as folder:
+                packed = folder / name
                 bundle.write(files[name], packed)
                 with places.under_construction(place) as draft:
                     export.unpack(packed, draft)

@@ -14,6 +14,7 @@ import platformdirs
 from pipeline.bundle.layout import NAME, Bundle, Writer
 from pipeline.bundle.packages import NPM, Packages, Recorder, Replay, Upstream
 from pipeline.errors import BundleError
+from pipeline.host import whole
 from pipeline.settings import Settings
 from pipeline.spec import BaseSpec, SourceSpec
 
@@ -114,9 +115,9 @@ def given(settings: Settings) -> Iterator[Given | None]:
     cache = platformdirs.user_cache_path("cresset", ensure_exists=True)
     with (
         contextlib.closing(Bundle.opened(Path(settings.bundle).expanduser())) as bundle,
-        TemporaryDirectory(dir=cache, prefix=".bundle-") as folder,
+        whole.scratch(cache) as folder,
     ):
-        yield Given(bundle, Replay(bundle), Path(folder))
+        yield Given(bundle, Replay(bundle), folder)
 
 
 @contextlib.contextmanager
@@ -132,7 +133,7 @@ def taken(settings: Settings, torch_index: str, writer: Writer, folder: Path) ->
         settings.npm_registry or NPM,
     )
     with (
-        TemporaryDirectory(dir=folder, prefix=".bundle-") as partial,
+        TemporaryDirectory(dir=folder, prefix="partial-") as partial,
         contextlib.closing(Recorder(upstream, writer, Path(partial))) as recorder,
     ):
         yield Taken(writer, Path(partial), recorder)

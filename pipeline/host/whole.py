@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+_SCRATCH: Final = ".cresset-"
 
 
 def write(path: Path, content: str | bytes, *, mode: int | None = None) -> None:
@@ -25,3 +32,34 @@ def write(path: Path, content: str | bytes, *, mode: int | None = None) -> None:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def scratch(parent: Path) -> Iterator[Path]:
+    """Yield an empty folder in `parent` that goes at the end; OSError if there can be none.
+
+    Those of processes that were killed go first: each may have half a bundle in it (issue 6).
+    """
+    with contextlib.ExitStack() as stack:
+        # So that nobody takes for forgotten what is not locked yet.
+        with _locked(parent, fcntl.LOCK_EX):
+            for left in parent.glob(f"{_SCRATCH}*"):
+                with (
+                    contextlib.suppress(OSError),
+                    _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB),
+                ):
+                    shutil.rmtree(left)
+            made = stack.enter_context(TemporaryDirectory(dir=parent, prefix=_SCRATCH))
+            stack.enter_context(_locked(Path(made), fcntl.LOCK_SH))
+        yield Path(made)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    """Hold a lock on a folder, which ends with its holder; OSError if it cannot be had."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
