@@ -226,13 +226,16 @@ async def _take_wheels(
 
 
 async def _take_sources(taken: Taken, run: Run) -> None:
-    """Take what was compiled into a bundle; its toolchain was taken as it was fetched."""
+    """Take the sources of all compiled wheels into a bundle, whether or not a store had the wheel.
+
+    The toolchain of what was compiled for it was taken as it was fetched.
+    """
     from anyio import to_thread  # noqa: PLC0415 - as in started
 
     from pipeline.stages.tarball import tarball  # noqa: PLC0415
     from pipeline.stages.wheels import wheel_source  # noqa: PLC0415
 
-    for wheel in to_compile(run.spec, run.stored):
+    for wheel in to_compile(run.spec, stored=()):
         for source in filter(lambda it: it.is_remote, wheel.sources):
             file = taken.folder / source.tarball
             code = wheel_source(run.build_base, wheel, source, run.inputs)

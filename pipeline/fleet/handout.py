@@ -12,8 +12,8 @@ from pipeline.errors import BuildError, EngineError, PublishError, VerifyError
 from pipeline.spec import ImageSpec, WheelSpec
 
 # Where a stage's result is, it need not be made again. Most take about as long; MAGMA, which no
-# wheel store keeps, takes as long as all others together.
-_WEIGHTS: Final = {"magma": 10}
+# wheel store keeps, takes as long as all others together, and libtorch's objects longer.
+_WEIGHTS: Final = {"magma": 10, "libtorch": 20}
 
 _FAILED_WITH: Final = {BuildError.exit_code, VerifyError.exit_code}
 
@@ -46,6 +46,8 @@ class Job:
     """The wheels it needs that are to be compiled, and their MAGMA: ``torch:KEY``."""
     inputs: frozenset[str] = frozenset()
     """What goes into its stages; where two cells have one in common, an engine makes it once."""
+    libtorch: str = ""
+    """What its torch has in common with that of another Python, if it is compiled."""
 
     @property
     def wheels(self) -> frozenset[str]:
@@ -91,6 +93,16 @@ class State:
     def to_make(self, cell: str) -> frozenset[str]:
         """Return the wheels that a cell would compile, as the store has them not."""
         return self.jobs[cell].wheels - self.stored
+
+    def awaited(self, cell: str) -> frozenset[str]:
+        """Return what other cells wait for while this one compiles.
+
+        That is its wheels, and libtorch: torch for another Python finds its objects in the compiler
+        cache afterwards, and would compile them all at the same time.
+        """
+        made, libtorch = self.to_make(cell), self.jobs[cell].libtorch
+        compiles_torch = any(it.startswith("torch:") for it in made)
+        return made | {libtorch} if libtorch and compiles_torch else made
 
     def compiles(self, cell: str, engine: str) -> bool:
         """Say whether a cell compiles if an engine builds it.
@@ -138,10 +150,10 @@ def next_pair(state: State) -> tuple[str, str] | None:
     The engine is the least loaded of those that can take anything. The cell is one that compiles,
     if there is one, since that takes longest; then the one that has most in common with what that
     engine has built or builds, and least with what another has; then the first in order.
-    A wheel that one cell is compiling is waited for, and an engine compiles for one cell at a time.
+    What a cell compiles is waited for (`State.awaited`), and an engine compiles for one at a time.
     """
-    making = frozenset[str]().union(*(state.to_make(cell) for cell in state.running))
-    free = [cell for cell in state.pending if not making & state.to_make(cell)]
+    making = frozenset[str]().union(*(state.awaited(cell) for cell in state.running))
+    free = [cell for cell in state.pending if not making & state.awaited(cell)]
     first = [cell for cell in free if cell not in state.again]
     if not first and any(cell not in state.again for cell in state.pending):
         return None
@@ -283,6 +295,7 @@ def job(spec: ImageSpec) -> Job:
     """Return what matters of a cell's spec."""
     wheels = spec.compiled if spec.target != "devel" else ()
     compiles = {wheel_id(it) for it in wheels}
+    libtorch = ""
     inputs = {
         _id("base", spec.base.model_dump_json()),
         _id("shell", spec.base.codename, *spec.shell),
@@ -297,7 +310,13 @@ def job(spec: ImageSpec) -> Job:
         if it.magma and it.magma.is_compiled:
             tools = (it.toolchain.cuda, it.toolchain.base.codename, it.arch_list)
             compiles.add(_id("magma", it.magma.model_dump_json(), *tools))
-    return Job(frozenset(compiles), frozenset(inputs | compiles))
+    for it in wheels:
+        if it.package == "torch":
+            tools = it.toolchain.model_dump_json(exclude={"python", "python_from_distribution"})
+            source = it.source.model_dump_json()
+            libtorch = _id("libtorch", source, it.version, it.arch_list, repr(it.flags), tools)
+            inputs.add(libtorch)
+    return Job(frozenset(compiles), frozenset(inputs | compiles), libtorch)
 
 
 def wheel_id(wheel: WheelSpec) -> str:

@@ -121,6 +121,24 @@ def test_a_wheel_in_the_making_is_waited_for_and_takes_no_place() -> None:
     assert "b" in handed_out(state).running
 
 
+def test_torch_for_another_python_waits_for_libtorch_and_goes_where_its_objects_are() -> None:
+    x = "libtorch:x"
+    jobs = {
+        name: Job(frozenset(compiles.split()), frozenset({x}), x)
+        for name, compiles in {
+            "py312": "torch:12", "py313": "torch:13", "vision": "torch:14 torchvision:v",
+        }.items()
+    }  # fmt: skip
+    jobs["other"] = Job(frozenset({"torch:y"}), libtorch="libtorch:y")
+    engines = {"one": 1, "two": 1, "three": 1}
+    state = handed_out(handout.begin(jobs, engines, stored=frozenset({"torch:14"})))
+    assert state.running == {"py312": "one", "other": "two", "vision": "three"}
+    assert state.pending == ("py313",)
+    state = handed_out(handout.delivered(handout.delivered(state, "vision"), "other"))
+    assert state.pending == ("py313",), "engines that have nothing of it are free, and it waits"
+    assert handed_out(handout.delivered(state, "py312")).running == {"py313": "one"}
+
+
 def test_a_devel_image_compiles_magma_where_it_is_not_at_hand() -> None:
     state = handout.begin(cells(a="torch:x magma:m", b="magma:m"), {"one": 2})
     state = handed_out(state)
@@ -261,6 +279,18 @@ def test_real_specs_share_what_their_stages_share() -> None:
     )
     assert plain.compiles == frozenset()
     assert not devel.wheels
+
+
+def test_real_specs_share_libtorch_over_pythons_and_over_nothing_else() -> None:
+    settings = {"BUILD_MODE": "include", "PYTORCH_VERSION": "2.6.0"}
+    ours, old, other = (
+        handout.job(spec(**settings, **more))
+        for more in ({"CCA": "8.6"}, {"CCA": "8.6", "PYTHON_VERSION": "3.12"}, {"CCA": "8.0"})
+    )
+    assert ours.libtorch == old.libtorch != other.libtorch
+    assert ours.libtorch in ours.inputs & old.inputs
+    assert not ours.wheels & old.wheels
+    assert handout.job(spec("devel", CCA="8.6", **settings)).libtorch == ""
 
 
 def test_the_exit_code_is_that_of_the_worst_cell() -> None:
