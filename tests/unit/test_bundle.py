@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import io
@@ -10,11 +11,12 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import requests
 
+from pipeline import build
 from pipeline.bundle import export, importing, layout, packages, supply
 from pipeline.bundle.layout import NAME, Bundle
 from pipeline.bundle.supply import ORIGIN, Given, Taken
@@ -23,7 +25,12 @@ from pipeline.engine.local import places, rootfs
 from pipeline.errors import BundleError
 from pipeline.settings import Settings
 from pipeline.spec import SourceSpec
+from pipeline.stages import tarball
+from pipeline.stages import wheels as stages_of_wheels
 from tests.unit.specs import spec
+
+if TYPE_CHECKING:
+    from pipeline.run import Run
 
 WHEEL = b"a wheel" * 1000
 PACKAGES = "http://deb.example.com/debian/dists/trixie/InRelease"
@@ -184,6 +191,28 @@ def test_a_source_is_given_as_it_was_taken_and_no_other(
         with pytest.raises(BundleError, match=r"has no source https://git\.example/vision\.git v2"):
             given.source(other)
     assert not file.exists()
+
+
+def test_the_sources_of_a_wheel_that_a_store_had_are_taken_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = spec(VISION_SOURCE="apt", PYTORCH_VERSION="2.6.0", CCA="8.6")
+    (wheel,) = image.compiled
+
+    class Packed:
+        async def export(self, path: str) -> None:
+            Path(path).write_text("packed")  # noqa: ASYNC240 - a few bytes
+
+    monkeypatch.setattr(stages_of_wheels, "wheel_source", lambda *_: None)
+    monkeypatch.setattr(tarball, "tarball", lambda *_: Packed())
+    run = SimpleNamespace(spec=image, stored={wheel.key: None}, build_base=None, inputs=None)
+    path = tmp_path / "bundle.tar"
+    with layout.written(path) as writer:
+        taken = Taken(writer, tmp_path, cast("packages.Packages", None))
+        asyncio.run(build._take_sources(taken, cast("Run", run)))
+        writer.close({})
+    with contextlib.closing(Bundle.opened(path)) as made:
+        assert made.files("sources").keys() == {it.tarball for it in wheel.sources}
 
 
 def write_wheel(path: Path, folder: Path) -> None:
