@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pipeline import relock
 from pipeline.attest import proof
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from pipeline.bundle.supply import Taken
     from pipeline.stages.inputs import Inputs
+
+_LOCK: Final = Step("lock", "whether the indexes and apt's mirror have what is locked")
 
 
 @dataclass(frozen=True)
@@ -143,19 +145,19 @@ def build(
     if taken:
         steps += (Step("sources", "wheels and sources for the bundle"),)
     if check_index:
-        steps = (steps[0], Step("lock", "whether the indexes have what is locked"), *steps[1:])
+        steps = (steps[0], _LOCK, *steps[1:])
     return started(
         work, spec, settings, steps, refresh_base=refresh_base, deadline=deadline, taken=taken
     )
 
 
 def check(spec: ImageSpec, settings: Settings) -> None:
-    """Raise LockError where an index or the engine is not what a held spec says."""
+    """Raise LockError where an index, apt's mirror or the engine is not what a held spec says."""
 
     async def work(run: Run) -> None:
         await relock.check(run, spec)
 
-    steps = (plan(spec)[0], Step("lock", "whether the indexes have what is locked"))
+    steps = (plan(spec)[0], _LOCK)
     started(work, spec, settings, steps)
 
 

@@ -532,14 +532,14 @@ def packages_drift(variant: str, locked: Locked, found: Sequence[Package]) -> li
 
 
 def apt_drift(locked: Locked, found: Mapping[str, str]) -> list[Problem]:
-    """Return in what the packages of a finished image differ from the locked ones."""
+    """Return in what an image's packages, or those that apt would take, differ from the lock."""
     wanted = dict(locked.apt)
     return [
         Problem(
             f"apt {name}",
-            found.get(name, "not in it"),
+            found.get(name, "not there"),
             "is not the version that the lock has: a mirror keeps the newest alone",
-            allowed=wanted.get(name, "not in it"),
+            allowed=wanted.get(name, "not there"),
             next_step=f"{UPDATE}; or DEB_OLD and DEB_NEW with a mirror of that day, such as "
             "http://snapshot.debian.org/archive/debian/20261128T000000Z",
             source="https://snapshot.debian.org",

@@ -164,20 +164,23 @@ async def _packages(found: Directory, name: str, spec: ImageSpec) -> list[Packag
 
 
 async def check(run: Run, spec: ImageSpec) -> None:
-    """Raise LockError where an index has another file than the lock, or the engine is another."""
+    """Raise LockError where an index or apt's mirror has moved on, or the engine is another."""
     from pipeline.engine import session  # noqa: PLC0415 - as in build
     from pipeline.stages import locked  # noqa: PLC0415
     from pipeline.stages.base import bottom  # noqa: PLC0415
 
     assert spec.lock is not None
-    below = bottom(run.base, spec, run.inputs)
+    below, moment = bottom(run.base, spec, run.inputs), _now()
     with run.report.stage("lock"), run.translated():
         problems = list(locks.engine_drift(await session.version()))
-        found = locked.offered(below, spec, run.inputs, spec.lock, moment=_now())
+        if spec.lock.apt:
+            printed = locked.candidates(run.base, spec, spec.lock, moment=moment)
+            problems += locks.apt_drift(spec.lock, locked.read_candidates(await printed.stdout()))
+        found = locked.offered(below, spec, run.inputs, spec.lock, moment=moment)
         try:
             now = await _packages(found, "pylock.toml", spec)
         except BuildError as error:
-            raise LockError([_not_offered(spec, error)]) from error
+            raise LockError([*problems, _not_offered(spec, error)]) from error
         problems += locks.packages_drift(spec.variant, spec.lock, now)
     if problems:
         raise LockError(problems)

@@ -312,9 +312,9 @@ def job(spec: ImageSpec) -> Job:
             compiles.add(_id("magma", it.magma.model_dump_json(), *tools))
     for it in wheels:
         if it.package == "torch":
-            tools = it.toolchain.model_dump_json(exclude={"python", "python_from_distribution"})
+            chain = it.toolchain.model_dump_json(exclude={"python", "python_from_distribution"})
             source = it.source.model_dump_json()
-            libtorch = _id("libtorch", source, it.version, it.arch_list, repr(it.flags), tools)
+            libtorch = _id("libtorch", source, it.version, it.arch_list, repr(it.flags), chain)
             inputs.add(libtorch)
     return Job(frozenset(compiles), frozenset(inputs | compiles), libtorch)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -64,6 +65,11 @@ getconf GNU_LIBC_VERSION > {_FOLDER}/glibc
 LOCAL = "../mnt/reqs"
 """Where files of reqs/ lie, as seen from what `resolved` returns."""
 
+_CANDIDATES = """
+apt-get update -q -o APT::Update::Error-Mode=any $APT_OPTIONS >&2
+LC_ALL=C apt-cache policy "$@"
+"""
+
 _VERSIONS = ["dpkg-query", "--show", "--showformat", "${Package} ${Version}\\n"]
 
 
@@ -80,6 +86,18 @@ def held(base: Container, lock: Locked | None) -> Container:
             for it, version in lock.apt)  # fmt: skip
     file = dag.file("cresset-lock", "\n".join(pins))
     return base.with_mounted_file(_PREFERENCES, file)
+
+
+def candidates(base: Container, spec: ImageSpec, lock: Locked, *, moment: str) -> Container:
+    """Return the base, `held`, after it printed what apt now takes for each locked package."""
+    return caches.with_apt(
+        base.with_env_variable(MOMENT, moment), spec.base.distribution, spec.base.codename
+    ).with_exec(["sh", "-ec", _CANDIDATES, "candidates", *(name for name, _ in lock.apt)])
+
+
+def read_candidates(output: str) -> dict[str, str]:
+    """Return what `candidates` printed, by package; none of what apt does not know."""
+    return dict(re.findall(r"^(\S+):\n  Installed: .*\n  Candidate: (\S+)$", output, re.MULTILINE))
 
 
 def let_go(image: Container, lock: Locked | None) -> Container:

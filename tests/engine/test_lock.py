@@ -157,6 +157,9 @@ def test_another_version_of_apt_than_the_lock_has_is_not_delivered(
     file = checkout.path / "cresset.lock"
     # As the lock of a day would be whose versions no mirror has any more.
     file.write_text(re.sub(r'^less = ".*"$', 'less = "1-1"', file.read_text(), flags=re.MULTILINE))
+    said = refused(checkout.cresset("build", "simple", "--locked", **where))
+    assert "apt less=" in said
+    assert "allowed: 1-1" in said
     ran = checkout.cresset("build", "simple", "--frozen", **where)
     assert (ran.code, ran.out) == (6, ""), ran.err
     assert "apt less=" in ran.err

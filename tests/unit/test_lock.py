@@ -15,6 +15,7 @@ from pipeline.lock import Asked, Image, Lock, LockError
 from pipeline.relock import relocked
 from pipeline.settings import load
 from pipeline.spec import ImageSpec, Package
+from pipeline.stages import locked
 from tests.unit.running import run
 from tests.unit.specs import spec, spec_in
 
@@ -300,10 +301,29 @@ def test_other_versions_of_apt_are_told_each_by_its_name() -> None:
     told = locks.apt_drift(lock, {"less": "670-1", "zsh": "5.9"})
     assert [(it.field, it.allowed, it.value) for it in told] == [
         ("apt less", "668-1", "670-1"),
-        ("apt libc6", "2.41-12", "not in it"),
-        ("apt zsh", "not in it", "5.9"),
+        ("apt libc6", "2.41-12", "not there"),
+        ("apt zsh", "not there", "5.9"),
     ]
     assert all("DEB_NEW" in it.next_step for it in told)
+
+
+def test_what_apt_would_take_is_read_by_package() -> None:
+    # As apt-cache policy of Debian 13 prints it; it says nothing of what it does not know.
+    printed = """\
+libc6:
+  Installed: 2.41-12
+  Candidate: 2.41-12
+  Version table:
+ *** 2.41-12 1001
+        100 /var/lib/dpkg/status
+less:
+  Installed: (none)
+  Candidate: 668-1
+  Version table:
+     668-1 500
+        500 http://deb.debian.org/debian trixie/main amd64 Packages
+"""
+    assert locked.read_candidates(printed) == {"libc6": "2.41-12", "less": "668-1"}
 
 
 def test_another_engine_is_told() -> None:
