@@ -234,12 +234,12 @@ class Project:
         Raises:
             ComposeError: there is no image or no Docker, or the container does not start.
             ConfigError: VERIFY_KEY is no key.
-            ProofError: nobody with that key has signed the image.
+            ProofError: nobody with that key has signed the image, or its proof fails a check.
 
         """
         docker = self.docker()
         self._get_image(docker, say)
-        self._check_signature(docker, say)
+        self._check_proof(docker, say)
         see_why = f"see why with `make run SERVICE={self.service}`"
         with told(f"{self.service} does not start", see_why):
             docker.compose.up(
@@ -284,8 +284,8 @@ class Project:
                 ) from error
             say(f"its registry does not answer, so it is {tag} as it is here: {why}")
 
-    def _check_signature(self, docker: Any, say: Callable[[str], None]) -> None:  # noqa: ANN401 - as above
-        """Refuse an image that nobody with VERIFY_KEY has signed, if one is named."""
+    def _check_proof(self, docker: Any, say: Callable[[str], None]) -> None:  # noqa: ANN401 - as above
+        """Refuse an image that `verify` would with VERIFY_KEY, if one is named."""
         named = self.variables.get("VERIFY_KEY", "")
         if not named:
             return
@@ -294,9 +294,11 @@ class Project:
         key = signing.public_key(named)
         with told(f"Docker does not say which image {self.image} is", "run `make doctor`"):
             digests = docker.image.inspect(self.image).repo_digests
-        # What Docker would start, and not what the tag has become in the registry since.
-        verify.demand_signature(verify.published(self.image, digests), key)
-        say(f"{self.image} is signed by the key of {named}")
+        # What Docker would start, and not what the tag has become in the registry since; of which
+        # Docker has summed each layer itself when it pulled it.
+        started = verify.published(self.image, digests)
+        verify.verify(started, key, say, layers=False).demand()
+        say(f"{self.image} is signed by the key of {named}, and so are its SBOM and provenance")
 
     def is_running(self, docker: Any) -> bool:  # noqa: ANN401 - as above
         """Say whether the service's container runs."""
@@ -338,7 +340,7 @@ class Project:
             words = [ENTER, *words]
         else:
             self._get_image(docker, say)
-            self._check_signature(docker, say)
+            self._check_proof(docker, say)
             options.append("--rm")
             # Without a command Compose would take the service's, which may be no shell.
             words = words or ["zsh"]

@@ -2,7 +2,9 @@
 
 Those of ``org.opencontainers.image`` are the OCI image specification's (annotations.md); those of
 ``dev.cresset`` are what a person or a program asks before it pulls. Nothing that differs from one
-build of the same key and checkout to the next is among them: when it was made is in its provenance.
+build of the same key and checkout to the next is among them, so `org.opencontainers.image.created`
+is not: a label is part of the config, and a build that changes nothing would get another digest by
+its clock alone. When it was made is in its provenance, and in the dated tag of its delivery.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
-    Iterator,
     Mapping,
     Sequence,
 )
@@ -247,50 +246,78 @@ def started(
             )
 
 
-def _guard(spec: ImageSpec, compiled: Sequence[str], *, image: bool) -> Iterator[str]:
-    """Yield what to say of room that may not do beside the local engine.
+async def _guard(
+    choice: Choice, spec: ImageSpec, compiled: Sequence[str], *, image: bool
+) -> list[str]:
+    """Return what to say of room that may not do, where the engine is on this machine.
 
     `compiled` names what is to be compiled: wheels, and the MAGMA of a devel image; `image` says
-    whether an image is made, and not wheels alone.
+    whether an image is made, and not wheels alone. Of another machine nothing is known.
 
     Raises:
         BuildError: it cannot do.
 
     """
-    from pipeline.engine import local  # noqa: PLC0415 - as in started
+    from anyio import to_thread  # noqa: PLC0415 - as in started
+
+    from pipeline.engine import local, select, session  # noqa: PLC0415
     from pipeline.host import machine  # noqa: PLC0415
 
+    folder: Path | None = None
+    if choice.kind == "local":
+        folder = local.log_path().parent
+    elif choice.kind == "docker":
+        folder = await to_thread.run_sync(select.docker_folder)
+    if folder is None:
+        return []
     large = image and (spec.torch is not None or spec.target == "ngc")
     kind: room.Kind = "compile" if compiled else "wheels" if large else "simple"
-    free, held = shutil.disk_usage(local.log_path().parent).free, 0
+    free, held = shutil.disk_usage(folder).free, 0
     if room.disk(kind, free) != "fits":
-        held = local.held()  # counted only now: it takes seconds
+        # Counted only now: it takes seconds.
+        held = local.held() if choice.kind == "local" else await session.held()
+    said = [_disk(choice, folder, kind, free, held)]
+    if compiled:
+        said.append(_memory(sum(machine.memory_bytes()), torch="torch" in compiled))
+    return [line for line in said if line]
+
+
+def _disk(choice: Choice, folder: Path, kind: room.Kind, free: int, held: int) -> str:
+    """Return the warning of a disk that may not do, empty if it does; BuildError if it cannot."""
     verdict = room.disk(kind, free, held)
-    if verdict != "fits":
-        need = room.DISK[kind]
-        has = f"{free / room.GB:.1f} GB are free beside the engine's {held / room.GB:.1f} GB"
-        if verdict == "full":
-            raise BuildError(
-                f"there is no room on the disk of {local.log_path().parent}",
-                why=f"{has}, and this takes {need.least / room.GB:.0f} GB at the very least",
-                next_step="free disk space, or name a larger disk in XDG_STATE_HOME",
-            )
-        yield (
-            f"disk: {has}, and a first build takes up to {need.usual / room.GB:.0f} GB; "
-            "if it ends for want of room, `python -m pipeline engine prune` makes some"
+    if verdict == "fits":
+        return ""
+    need = room.DISK[kind]
+    has = f"{free / room.GB:.1f} GB are free beside the engine's {held / room.GB:.1f} GB"
+    mine = choice.kind == "local"
+    if verdict == "full":
+        other = "name a larger disk in XDG_STATE_HOME" if mine else "give Docker a larger data-root"
+        raise BuildError(
+            f"there is no room on the disk of {folder}",
+            why=f"{has}, and this takes {need.least / room.GB:.0f} GB at the very least",
+            next_step=f"free disk space, or {other}",
         )
-    memory = sum(machine.memory_bytes())
-    torch = "torch" in compiled
-    if compiled and (verdict := room.memory(memory, torch=torch)) != "fits":
-        has = f"{memory / room.GB:.1f} GB of memory, swap included"
-        if verdict == "full":
-            least = room.COMPILER if torch else room.COMPILER_LEAST
-            raise BuildError(
-                "there is no memory to compile with",
-                why=f"there are {has}, and one compiler takes up to {least / room.GB:.1f} GB",
-                next_step="add swap (python -m pipeline doctor shows how), or compile elsewhere",
-            )
-        yield f"memory: {has}, so files are compiled one by one"
+    step = "`python -m pipeline engine prune` makes some" if mine else "see `docker system df`"
+    return (
+        f"disk: {has}, and a first build takes up to {need.usual / room.GB:.0f} GB; "
+        f"if it ends for want of room, {step}"
+    )
+
+
+def _memory(has: int, *, torch: bool) -> str:
+    """Return the warning of memory that may not do, empty if it does; BuildError if it cannot."""
+    verdict = room.memory(has, torch=torch)
+    if verdict == "fits":
+        return ""
+    total = f"{has / room.GB:.1f} GB of memory, swap included"
+    if verdict == "full":
+        least = room.COMPILER if torch else room.COMPILER_LEAST
+        raise BuildError(
+            "there is no memory to compile with",
+            why=f"there are {total}, and one compiler takes up to {least / room.GB:.1f} GB",
+            next_step="add swap (python -m pipeline doctor shows how), or compile elsewhere",
+        )
+    return f"memory: {total}, so files are compiled one by one"
 
 
 def _evicted(since: float) -> str:
@@ -357,8 +384,8 @@ async def _run(
             compiled = [it.package for it in to_compile(spec, stored)]
             compiling = ["magma"] if spec.target == "devel" else compiled
             compiling = compiling if makes else []
-            if choice.kind == "local" and makes:
-                for line in _guard(spec, compiling, image=image):
+            if makes:
+                for line in await _guard(choice, spec, compiling, image=image):
                     report.note(line)
             base = build_base = bottom.nothing()
             origin = build_origin = ""

@@ -329,7 +329,8 @@ class Settings(BaseModel):
     )
 
     ca_bundle: str = setting(
-        "", "CAs to trust beside the machine's own, in builds, in containers and of registries.",
+        "", "CAs to trust beside the machine's own: in the local engine's builds, in containers, "
+        "of registries.",
         group=MIRRORS, allowed="a PEM file",
     )  # fmt: skip
     bundle: str = setting(
@@ -408,8 +409,9 @@ class Settings(BaseModel):
         "50000", "Lines that tmux keeps of each pane.", group=START, allowed="a number"
     )
     verify_key: str = setting(
-        "", "File of the public key by which an image must be signed, before `up` starts a "
-        "container from it and for `verify`. Empty: nobody asks.", group=START,
+        "", "File of the public key that must have signed an image and its provenance. `verify` "
+        "demands it, and so do `up` and `run`, with all of `verify --shallow`, before they start a "
+        "container. Empty: nobody asks.", group=START,
         allowed="a file in PEM, ECDSA, P-256",
     )  # fmt: skip
     image: Annotated[str, _REFERENCE] = setting(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ class Attached:
     envelopes: tuple[bytes, ...] = ()
     signatures: tuple[tuple[bytes, str], ...] = ()
     """What was signed, and its signature."""
+    by_cosign: tuple[bytes, ...] = ()
+    """What cosign alone checks: its bundles that sign, and payloads signed with a certificate."""
     damaged: tuple[str, ...] = ()
     """What is attached and is not what its digest says, or is gone."""
 
@@ -36,6 +38,8 @@ def attached(repository: str, image: str) -> Attached:
     damaged: list[str] = []
     layers: dict[str, Descriptor] = {}
     for manifest in _manifests(repository, image, damaged):
+        if _states(manifest.read.get("annotations") or {}):
+            continue  # cosign's copy of a statement that is attached as it is too
         for layer in manifest.read.get("layers") or ():
             # The signature is on the payload's own entry, and one payload may have several.
             layers[layer["digest"] + str(layer.get("annotations", {}))] = layer
@@ -49,11 +53,15 @@ def attached(repository: str, image: str) -> Attached:
             state = "is gone" if content is None else "has other bytes than its digest says"
             damaged.append(f"{_KINDS[kind]} {digest} {state}")
         elif kind == signing.PAYLOAD_TYPE:
-            read[kind].append((content, layer.get("annotations", {}).get(signing.SIGNATURE, "")))
+            notes = layer.get("annotations", {})
+            read[kind].append((content, notes.get(signing.SIGNATURE, "")))
+            read[_BUNDLE] += [content] if signing.CERTIFICATE in notes else []
         else:
             read[kind].append(content)
-    boms, statements, envelopes, signatures = (tuple(dict.fromkeys(read[it])) for it in _KINDS)
-    return Attached(boms, statements, envelopes, signatures, tuple(damaged))
+    boms, statements, envelopes, signatures, by_cosign = (
+        tuple(dict.fromkeys(read[it])) for it in _KINDS
+    )
+    return Attached(boms, statements, envelopes, signatures, by_cosign, tuple(damaged))
 
 
 _KINDS = {
@@ -61,6 +69,7 @@ _KINDS = {
     provenance.MEDIA_TYPE: "the provenance",
     signing.ENVELOPE_TYPE: "the signed statement",
     signing.PAYLOAD_TYPE: "the signature's payload",
+    _BUNDLE: "the signature's bundle",
 }
 
 
@@ -110,7 +119,12 @@ def _signs(repository: str, entry: Descriptor) -> bool:
     if _SAYS not in notes:  # cosign's own list leaves them out (sigstore/cosign issue 4641)
         itself = referrers.manifest(repository, str(entry["digest"]))
         notes = (itself.read.get("annotations") if itself else None) or {}
-    return notes.get(_SAYS) not in {provenance.PREDICATE, sbom.PREDICATE}
+    return not _states(notes)
+
+
+def _states(notes: Mapping[str, str]) -> bool:
+    """Say whether a bundle is a statement about an image, which signs none, by its annotations."""
+    return notes.get(_SAYS) in {provenance.PREDICATE, sbom.PREDICATE}
 
 
 def _manifests(repository: str, image: str, damaged: list[str]) -> Iterator[Manifest]:

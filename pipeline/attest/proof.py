@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import os
 from collections.abc import Callable, Mapping
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
     from pipeline.attest.attach import Proof
     from pipeline.attest.attached import Attached
-    from pipeline.attest.verify import Verdict
+    from pipeline.attest.verify import Check, Verdict
+    from pipeline.report import Report
+
+_GPU_CODE = "GPU code"
 
 
 def signer(settings: Settings) -> EllipticCurvePrivateKey | None:
@@ -227,43 +231,89 @@ def labels_of(subject: Subject) -> dict[str, str]:
     return labels
 
 
-def packages_of(ref: str, target: Target, settings: Settings, report: Any) -> dict[str, Any]:  # noqa: ANN401 - a Report
+def packages_of(ref: str, target: Target, settings: Settings, report: Report) -> dict[str, Any]:
     """Return the packages of an image in a registry, asked inside it in an engine."""
+    from pipeline.stages import inventory  # noqa: PLC0415 - as in packages
+
+    asked = {"packages": functools.partial(inventory.inventory, target=target)}
+    return inventory.read(_printed(ref, asked, settings, report)["packages"])
+
+
+def _printed(
+    ref: str,
+    stages: Mapping[str, Callable[[Container], Container]],
+    settings: Settings,
+    report: Report,
+) -> dict[str, str]:
+    """Return by stage what its program prints in an image of a registry, in an engine."""
     from pipeline.engine import select, session  # noqa: PLC0415 - as in attest
 
     with report.stage("engine", in_engine=False):
         choice = select.choose(settings.engine, report.say, select.hosts(settings.engines))
 
-    async def ask() -> dict[str, Any]:
+    async def ask() -> dict[str, str]:
         from dagger import dag  # noqa: PLC0415
 
+        printed = {}
         async with session.session(choice, report.stream):
-            with report.stage("packages"), session.translated():
-                return await packages(dag.container().from_(ref), target)
+            image = dag.container().from_(ref)
+            for name, stage in stages.items():
+                with report.stage(name), session.translated():
+                    printed[name] = await stage(image).stdout()
+        return printed
 
     return session.run(ask())
 
 
 def looked_into(verdict: Verdict, settings: Settings) -> Verdict:
-    """Return the verdict with one more check: whether the packages in the image are the SBOM's.
+    """Return the verdict with what the image itself tells: its packages, and torch's GPU code.
 
     Raises:
         EngineError, BuildError: it could not be looked into.
 
     """
-    from pipeline.attest import sbom  # noqa: PLC0415 - as in attest
-    from pipeline.attest.verify import Check, Reference  # noqa: PLC0415
+    from pipeline.attest.verify import Reference  # noqa: PLC0415 - as in attest
     from pipeline.labels import TARGET  # noqa: PLC0415
     from pipeline.report import reporting  # noqa: PLC0415
+    from pipeline.stages import inventory  # noqa: PLC0415
+    from pipeline.stages.verify import probe_torch  # noqa: PLC0415
 
     repository = Reference.parse(verdict.ref).repository
-    target = labels_of(Subject(repository, verdict.digest, ())).get(TARGET, "")
-    with reporting("verify", ["engine", "packages"]) as report:
-        found = packages_of(f"{repository}@{verdict.digest}", target, settings, report)  # type: ignore[arg-type]
-    told = sbom.listed(verdict.sbom)
-    inside = sbom.references(found)
+    labels = labels_of(Subject(repository, verdict.digest, ()))
+    target: Any = labels.get(TARGET, "")
+    asked: dict[str, Callable[[Container], Container]] = {
+        "packages": functools.partial(inventory.inventory, target=target)
+    }
+    # No other target has a torch of ours; an image that says so all the same is asked for it.
+    if target == "train" or ARCHES in labels:
+        asked[_GPU_CODE] = probe_torch
+    with reporting("verify", ["engine", *asked]) as report:
+        printed = _printed(f"{repository}@{verdict.digest}", asked, settings, report)
+    checks = [_packages(verdict.sbom, inventory.read(printed["packages"]))]
+    if _GPU_CODE in printed:
+        checks.append(_gpu_code(labels.get(ARCHES, ""), printed[_GPU_CODE]))
+    return dataclasses.replace(verdict, checks=(*verdict.checks, *checks))
+
+
+def _packages(bill: bytes, found: dict[str, Any]) -> Check:
+    """Check that the packages in an image are those of its SBOM."""
+    from pipeline.attest import sbom  # noqa: PLC0415 - as in attest
+    from pipeline.attest.verify import Check  # noqa: PLC0415
+
+    told, inside = sbom.listed(bill), sbom.references(found)
     other = sorted(ref for ref in {*told, *inside} if told.get(ref) != inside.get(ref))
     good = f"{len(inside)} packages, as the SBOM lists them"
     why = f"the SBOM and the image differ in {', '.join(other[:5])}"
-    check = Check("packages", passed=not other, told=why if other else good)
-    return dataclasses.replace(verdict, checks=(*verdict.checks, check))
+    return Check("packages", passed=not other, told=why if other else good)
+
+
+def _gpu_code(label: str, output: str) -> Check:
+    """Check the label of an image by what the probe has printed in it."""
+    from pipeline.attest import verify  # noqa: PLC0415 - as in attest
+    from pipeline.stages.verify import gpu_code, read  # noqa: PLC0415
+
+    facts = read(output)
+    if error := facts["torch"].get("import_error"):
+        why = f"the torch in it cannot be imported: {error}"
+        return verify.Check(_GPU_CODE, passed=False, told=why)
+    return verify.gpu_code(label, gpu_code(facts), facts["torch"]["version"].partition("+")[0])

@@ -27,6 +27,8 @@ ARTIFACT_TYPE: Final = "application/vnd.dev.cosign.artifact.sig.v1+json"
 ENVELOPE_TYPE: Final = "application/vnd.dsse.envelope.v1+json"
 SIGNATURE: Final = "dev.cosignproject.cosign/signature"
 """The annotation of a payload with its signature."""
+CERTIFICATE: Final = "dev.sigstore.cosign/certificate"
+"""The annotation of a payload with who signed it, where that was no key."""
 MAKE_A_KEY: Final = (
     "openssl ecparam -name prime256v1 -genkey -noout -out sign.key && "
     "openssl ec -in sign.key -pubout -out sign.pub"
@@ -116,6 +118,14 @@ def is_about(signed: bytes, digest: str) -> bool:
         critical = json.loads(signed)["critical"]
         named = critical["image"]["docker-manifest-digest"]
         return bool(critical["type"] == _SIMPLE_SIGNING and named == digest)
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
+def is_by_key(bundle: bytes) -> bool:
+    """Say whether a bundle of cosign's claims to be signed by a key, and by no identity."""
+    try:
+        return "publicKey" in json.loads(bundle)["verificationMaterial"]
     except (ValueError, LookupError, TypeError):
         return False
 

@@ -15,9 +15,11 @@ from pipeline.attest import provenance, referrers, sbom, signing
 from pipeline.attest.attached import Attached, attached
 from pipeline.attest.provenance import Statement
 from pipeline.attest.referrers import Manifest
+from pipeline.compat import source
 from pipeline.errors import ConfigError, Problem, ProofError, PublishError
 from pipeline.labels import ARCHES
 from pipeline.publish import KEY_LABEL, with_registry
+from pipeline.spec import code_arches
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
@@ -158,9 +160,9 @@ def published(image: str, digests: Sequence[str]) -> Reference:
 
 
 def demand_signature(reference: Reference, key: EllipticCurvePublicKey) -> None:
-    """Raise ProofError unless the image of a digest is signed by the key."""
+    """Raise ProofError unless the image of a digest is signed by the key; nothing else is asked."""
     try:
-        check = _signature(reference.digest, attached(reference.repository, reference.digest), key)
+        check = _signature(reference, attached(reference.repository, reference.digest), key)
     except PublishError as error:
         check = Check("signature", passed=False, told=f"{error.what}: {error.why}")
     except _MALFORMED as error:
@@ -181,6 +183,7 @@ def _verify(
         problem = Problem("manifest", str(reference), "the registry has no such image")
         raise ProofError(str(reference), [problem], next_step="check the reference")
     digest = reference.digest or image.digest
+    pinned = Reference(repository, digest=digest)
     checks = [_manifest(image, digest)]
     labels: dict[str, str] = {}
     if checks[0].passed:
@@ -193,14 +196,14 @@ def _verify(
     if there.damaged:
         checks.append(Check("attached", passed=False, told="; ".join(there.damaged)))
     if key is not None:
-        checks.append(_signature(digest, there, key))
+        checks.append(_signature(pinned, there, key))
     statements, check = _provenance(digest, there, key)
     checks.append(check)
     content, check = _sbom(digest, there, statements)
     checks.append(check)
     checks += _names(reference, digest, labels, statements)
     if key is None:
-        checks.append(_unchecked(there))
+        checks.append(_unchecked(pinned, there))
     return Verdict(str(reference), digest, tuple(checks), content)
 
 
@@ -248,22 +251,55 @@ def _layers(repository: str, image: Manifest, say: Callable[[str], None]) -> Che
     return Check("layers", passed=not bad, told="; ".join(bad) or good)
 
 
-def _signature(digest: str, there: Attached, key: EllipticCurvePublicKey) -> Check:
+def _signature(pinned: Reference, there: Attached, key: EllipticCurvePublicKey) -> Check:
     by_key = [it for it in there.signatures if signing.is_signed(key, *it)]
-    if any(signing.is_about(signed, digest) for signed, _ in by_key):
+    if any(signing.is_about(signed, pinned.digest) for signed, _ in by_key):
         return Check("signature", passed=True, told="by the key of VERIFY_KEY")
-    why = "it is not signed"
+    in_a_way = " in a way that is checked here" if there.by_cosign else ""
+    why = f"it is not signed{in_a_way}"
     if there.signatures:
         why = "nobody with the key of VERIFY_KEY has signed it"
     if by_key:
         why = "what the key has signed is another image"
-    return Check("signature", passed=False, told=why)
+    return Check("signature", passed=False, told="; ".join((why, *_by_cosign(pinned, there))))
 
 
-def _unchecked(there: Attached) -> Check:
-    number = len(there.signatures)
-    told = f"{number} of them, not checked: VERIFY_KEY names no key" if number else "none"
-    return Check("signature", passed=True, told=told)
+def _unchecked(pinned: Reference, there: Attached) -> Check:
+    number = sum(signed not in there.by_cosign for signed, _ in there.signatures)
+    told = [f"{number} of them, not checked: VERIFY_KEY names no key"] if number else []
+    told += _by_cosign(pinned, there)
+    return Check("signature", passed=True, told="; ".join(told) or "none")
+
+
+def _by_cosign(pinned: Reference, there: Attached) -> Iterator[str]:
+    """Yield what is to be said of signatures that are not checked here, each with what does it."""
+    by_key = [signing.is_by_key(it) for it in there.by_cosign]
+    if not all(by_key):
+        yield (
+            "a keyless signature is attached, and not checked here: name who is to have signed in "
+            "`cosign verify --certificate-identity-regexp '^https://github.com/OWNER/REPOSITORY/' "
+            f"--certificate-oidc-issuer https://token.actions.githubusercontent.com {pinned}`"
+        )
+    if any(by_key):
+        yield (
+            "a signature by a key is attached in a bundle of cosign's, and not checked here: "
+            f"`cosign verify --key FILE {pinned}`"
+        )
+
+
+def gpu_code(label: str, found: Sequence[str], torch: str) -> Check:
+    """Check that the label of an image names the GPU code that was `found` in it.
+
+    `torch` is the version of the one in it, which compiles a few files for more by itself; that
+    much more the label may name, for a build lists those too.
+    """
+    named = set(label.split())
+    more = {it.sm for it in source.extra_arches(torch, code_arches(found))}
+    told = " ".join(found)
+    if set(found) <= named <= {*found, *more}:
+        return Check("GPU code", passed=True, told=f"{told or 'none'}, by the torch in it")
+    why = f"the label says {label or 'none'}, the torch in it {told or 'none'}"
+    return Check("GPU code", passed=False, told=why)
 
 
 def _provenance(

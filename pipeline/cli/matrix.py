@@ -145,12 +145,14 @@ def _row(cell: Cell, settings: Settings, published: bool | None) -> dict[str, An
 def _for_github(row: Mapping[str, Any]) -> dict[str, str]:
     """Return a cell as an entry of ``strategy.matrix.include``: a flat object of strings.
 
-    Its ``settings`` are the lines of a ``.env`` file, whose values may have spaces.
+    Its ``settings`` are the lines of a ``.env`` file, whose values may have spaces; ``published``
+    is ``true`` or ``false``, and empty where no registry is named.
     """
     return {
         "variant": row["variant"],
         "target": row["target"],
         "key": row["key"],
+        "published": {True: "true", False: "false", None: ""}[row["published"]],
         "compiled": " ".join(row["compiled"]),
         "settings": "\n".join(f"{name}={value}" for name, value in row["settings"].items()),
     }

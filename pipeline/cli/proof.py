@@ -47,13 +47,14 @@ def verify(
         bool, typer.Option("--shallow", help="Pull no layer to hash it again.")
     ] = False,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Look into the image too, in an engine.")
+        bool, typer.Option("--deep", help="Ask the image too, in an engine: packages, GPU code.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check an image in a registry: digest, layers, signature, SBOM, provenance, key, tags.
+    """Check an image in a registry: digest, layers, signature, SBOM, provenance, key, GPUs, tags.
 
-    Exit code 6 if a check fails. VERIFY_KEY is the public key that it must be signed by.
+    Exit code 6 if a check fails. VERIFY_KEY is the public key that it must be signed by; signatures
+    without a key are told of, with the command of cosign that checks them.
     """
     from pipeline import settings as settings_of
     from pipeline.attest import proof, signing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -11,8 +12,9 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Literal
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from platformdirs import user_cache_path
 
@@ -33,6 +35,9 @@ ENGINE_IMAGE: Final = f"registry.dagger.io/engine:v{local.VERSION}"
 # Falling through takes no longer than this, a pull that works excepted.
 _TRIAL_SECONDS: Final = 9.0
 _ANSWER_SECONDS: Final = 2.0
+_CONNECT_SECONDS: Final = 5
+"""How long ssh and kubectl try to reach a machine before they say why not, and Docker to answer."""
+_SSH_FAILED: Final = 255
 
 LOCAL: Final = "local"
 """What stands for the local engine among the runner hosts of ENGINES."""
@@ -142,24 +147,77 @@ def _no_session() -> dict[str, str | None]:
 
 
 def no_answer(host: str) -> str | None:
-    """Return why nothing answers at a runner host; of ssh and pods only Dagger knows."""
-    scheme, _, path = host.partition("://")
-    if scheme not in {"unix", "tcp", "tls"}:
-        return None
+    """Return why nothing answers at a runner host; of containers only Dagger knows.
+
+    As Dagger's client would, it goes there by itself, by this machine's ssh, or by its kubectl.
+    """
+    ask = {"unix": _socket, "tcp": _port, "tls": _port, "ssh": _ssh, "kube-pod": _pod}
+    scheme = host.partition("://")[0]
     try:
-        if scheme == "unix":
-            with socket.socket(socket.AF_UNIX) as client:
-                client.settimeout(_ANSWER_SECONDS)
-                client.connect(path)
-        else:
-            url = urlsplit(host)
-            address = (url.hostname or "", url.port or _TLS_PORT)
-            with socket.create_connection(address, _ANSWER_SECONDS) as client:
-                if scheme == "tls":
-                    _shake_hands(client, address[0], dict(parse_qsl(url.query)))
-    except (OSError, ValueError) as error:  # of TLS too
+        return ask[scheme](host) if scheme in ask else None
+    except (OSError, ValueError) as error:  # of TLS too, and of what is no port
         return str(error)
-    return None
+
+
+def _socket(host: str) -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(_ANSWER_SECONDS)
+        client.connect(host.partition("://")[2])
+
+
+def _port(host: str) -> None:
+    url = urlsplit(host)
+    address = (url.hostname or "", url.port or _TLS_PORT)
+    with socket.create_connection(address, _ANSWER_SECONDS) as client:
+        if url.scheme == "tls":
+            _shake_hands(client, address[0], dict(parse_qsl(url.query)))
+
+
+def _ssh(host: str) -> str | None:
+    """Return why the ssh of this machine gets no answer."""
+    url = urlsplit(host)
+    # As it is written, for ssh tells aliases apart by case; urlsplit has it in lower case alone.
+    name = re.sub(r":\d+$", "", url.netloc.rpartition("@")[2]).strip("[]")
+    user = ["-l", unquote(url.username)] if url.username else []
+    port = ["-p", str(url.port)] if url.port else []
+    # A client of Dagger's has no terminal either. A master would stay behind in the background.
+    options = ("BatchMode=yes", f"ConnectTimeout={_CONNECT_SECONDS}", "ControlMaster=no")
+    flags = [word for option in options for word in ("-o", option)]
+    asked = _ended(["ssh", *flags, *user, *port, "--", name, "true"], _TRIAL_SECONDS)
+    if isinstance(asked, str):
+        return asked
+    # Any other code is that of the command: somebody was there to run it.
+    return _refused(_last(asked)) if asked.returncode == _SSH_FAILED else None
+
+
+def _refused(said: str) -> str:
+    """Return in words what ssh says of a login that it could not make."""
+    ways = re.search(r"Permission denied \((.*)\)", said)
+    if ways is None:
+        return said
+    asks = "password" in ways[1] or "keyboard-interactive" in ways[1]
+    why = "asks for a password, which nobody types in a build" if asks else "takes no key of ours"
+    step = "let it take a key that has no passphrase or is in ssh-agent (ssh-copy-id)"
+    return f"its ssh {why}; {step}: {said}"
+
+
+def _pod(host: str) -> str | None:
+    """Return why kubectl sees no pod there that runs."""
+    url = urlsplit(host)
+    asked = dict(parse_qsl(url.query))
+    where = [f"--{it}={asked[it]}" for it in ("context", "namespace") if it in asked]
+    # One whose node is lost is "Running" for ever; some minutes later it is to be deleted.
+    what = "jsonpath={.status.phase} {.metadata.deletionTimestamp}"
+    limit = f"--request-timeout={_CONNECT_SECONDS}s"
+    got = _ended(["kubectl", *where, limit, "get", "pod", url.netloc, "-o", what], _TRIAL_SECONDS)
+    if isinstance(got, str):
+        return got
+    if got.returncode != 0:
+        return _last(got)
+    phase, _, deleted = got.stdout.strip().partition(" ")
+    if deleted:
+        return f"its pod is being deleted since {deleted}"
+    return None if phase == "Running" else f"its pod is {phase or 'in no phase'}, not Running"
 
 
 def _shake_hands(client: socket.socket, name: str, files: Mapping[str, str]) -> None:
@@ -207,6 +265,26 @@ def _docker(say: Callable[[str], None]) -> Choice | str:
     return Choice("docker", "Docker answers and can run it", {RUNNER_HOST: None} | _no_session())
 
 
+def docker_folder() -> Path | None:
+    """Return the folder of all that Docker has, None where it is not known to be on this machine.
+
+    It is where the daemon's socket and name are this machine's: not in a container with the socket
+    of its host, nor with Docker Desktop, whose daemon has a virtual machine of its own.
+    """
+
+    def said(*args: str) -> str:
+        ended = _ended(["docker", *args], _CONNECT_SECONDS)
+        return "" if isinstance(ended, str) or ended.returncode != 0 else ended.stdout.strip()
+
+    socket_of = said("context", "inspect", "--format", "{{.Endpoints.docker.Host}}")
+    name, _, root = said("info", "--format", "{{.Name}} {{.DockerRootDir}}").partition(" ")
+    if not socket_of.startswith("unix://") or name != os.uname().nodename:
+        return None
+    with contextlib.suppress(OSError):
+        return Path(root) if root and Path(root).is_dir() else None
+    return None
+
+
 def _no_client() -> str | None:
     """Return why the SDK would find no client for an engine in Docker, None if it will."""
     import requests  # noqa: PLC0415 - only this route asks
@@ -235,15 +313,31 @@ def _local(say: Callable[[str], None]) -> Choice | str:
 
 def _fails(command: list[str], seconds: float | None) -> str | None:
     """Return why a command fails in one line, None if it does not."""
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=seconds, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return f"no answer in {seconds:.0f} s"
-        if done.returncode == 0:
-            return None
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        return lines[-1].strip() if lines else f"exit code {done.returncode}"
-    return f"{command[0]} is not installed"
+    ended = _ended(command, seconds)
+    if isinstance(ended, str):
+        return ended
+    return _last(ended) if ended.returncode != 0 else None
+
+
+def _ended(command: list[str], seconds: float | None) -> subprocess.CompletedProcess[str] | str:
+    """Return how a command ended that nobody could answer, or why it did not."""
+    try:
+        return subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer in {seconds:.0f} s"
+    except FileNotFoundError:
+        return f"{command[0]} is not installed"
+
+
+def _last(ended: subprocess.CompletedProcess[str]) -> str:
+    """Return the last line of what a command that failed complains of."""
+    lines = [line for line in ended.stderr.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else f"exit code {ended.returncode}"

@@ -192,6 +192,11 @@ async def prune_local(keep: str, say: Callable[[str], None]) -> int:
     choice = choose("local", say)
     async with session(choice, sys.stderr):
         cache = dagger.dag.engine().local_cache()
-        before = await cache.entry_set().disk_space_bytes()
+        before = await held()
         await cache.prune(max_used_space=keep, reserved_space="0", min_free_space="0")
-        return before - await cache.entry_set().disk_space_bytes()
+        return before - await held()
+
+
+async def held() -> int:
+    """Return the bytes that the cache of this session's engine takes."""
+    return await dagger.dag.engine().local_cache().entry_set().disk_space_bytes()

@@ -1,4 +1,4 @@
-"""What containers have to know of the network of this machine: CAs, proxies, indexes."""
+"""What containers have to know of the network of this machine: CAs, proxies, mirrors."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from platformdirs import user_state_path
 
 from pipeline.host import ca, whole
 from pipeline.settings import Settings
+from pipeline.spec import without_login
 
 CA: Final = "/run/cresset/ca.pem"
 """Where compose/network.yaml puts the CAs."""
@@ -65,7 +66,21 @@ def look(settings: Settings, environ: Mapping[str, str]) -> Network:
     # All up to an @ may be a login: with or without a scheme, whatever is in the password.
     left_out = tuple(name for name, value in found.items() if "@" in value)
     kept = {name: value for name, value in found.items() if name not in left_out}
+    mirror = (settings.git_old, settings.git_new)
+    if tuple(map(without_login, mirror)) != mirror:
+        left_out = (*left_out, "GIT_NEW")
+    elif settings.git_new:
+        kept |= _instead_of(*mirror)
     own = ca.for_containers()
     if own:
         kept |= dict.fromkeys(_CA_FILES, CA)
     return Network(kept, own or ca.public(), left_out)
+
+
+def _instead_of(old: str, new: str) -> dict[str, str]:
+    """Return the variables by which git, 2.31 and later, takes a mirror without a file."""
+    return {
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.{new}.insteadOf",
+        "GIT_CONFIG_VALUE_0": old,
+    }

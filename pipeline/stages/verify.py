@@ -51,6 +51,14 @@ def probe(image: Container, spec: ImageSpec, lister: File | None = None) -> Cont
     return _probed(image, f"{VENV}/bin/python", asked, lister)
 
 
+def probe_torch(image: Container) -> Container:
+    """Return an image with torch after the probe, as `probe` does; it tells its GPU code itself.
+
+    cuobjdump comes from a base, which nobody knows of an image that was pulled.
+    """
+    return _probed(image, f"{VENV}/bin/python", ["--torch"])
+
+
 def probe_wheel(installed: Container, wheel: WheelSpec, lister: File) -> Container:
     """Return the container, in which the wheel is installed, after the probe, as `probe` does."""
     alone = ["--no-vision"] if wheel.package == "torch" else []

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
 from tests import services
 from tests.compose.test_verbs import ANN, Site, checkout
@@ -51,6 +53,22 @@ def test_only_an_image_that_is_signed_starts(ann: Site, tmp_path: Path) -> None:
         assert up.returncode == 0, up.stderr
         assert f"{signed} is signed by the key of {public}" in up.stderr
         (container,) = ann.compose("ps", "--quiet").split()
+
+        # Whoever may push may take what is attached out of the list, and signed it stays.
+        repository, _, digest = signed.partition("@")
+        listed = f"{repository.rpartition(':')[0]}/manifests/sha256-{digest.partition(':')[2]}"
+        url = f"http://{host}/v2/{listed.partition('/')[2]}"
+        kind = {"Content-Type": "application/vnd.oci.image.index.v1+json"}
+        index = requests.get(url, headers={"Accept": kind["Content-Type"]}, timeout=60).content
+        none = json.dumps({**json.loads(index), "manifests": []})
+        requests.put(url, none, headers=kind, timeout=60).raise_for_status()
+        refused = ann.cresset("up", VERIFY_KEY=public)
+        assert refused.returncode == 6, refused.stderr
+        for missing in ("provenance=", "SBOM="):
+            assert missing in refused.stderr
+        assert "signature=" not in refused.stderr
+        assert ann.compose("ps", "--quiet").split() == [container]
+        requests.put(url, index, headers=kind, timeout=60).raise_for_status()
 
         # By its tag Docker has another one then, whatever stands in .env.
         ann.must("build-only", "simple", "--tz", "Asia/Seoul", **where)

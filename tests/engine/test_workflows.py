@@ -291,9 +291,28 @@ def test_ci_lints_and_tests(site: Site) -> None:
     assert len(ended.stood_in) == 1
 
 
+def test_what_is_slow_is_tested_too(site: Site) -> None:
+    site.stand_in("sudo", SUDO)
+    ended = site.run("slow/tests: Test what takes longer", environ=DRY)
+    assert (ended.code, ended.stood_in) == (0, ["sudo make test-slow"]), ended.err
+    (command,) = [it for it in ended.out.splitlines() if ".venv/bin/pytest" in it]
+    done = subprocess.run(
+        [*BASH, "-c", f"{command} tests/engine/test_bundle.py tests/engine/test_torch.py"],
+        cwd=site.clone,
+        env={**site.environment, **DRY},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "tests/engine/test_bundle.py" in done.stdout
+    assert "tests/engine/test_torch.py" not in done.stdout
+
+
 def test_the_disk_is_freed_of_what_no_build_reads(site: Site) -> None:
     site.stand_in("sudo")
-    (said,) = site.run("link/work: Free the disk").stood_in
+    ended = [site.run("link/work: Free the disk"), site.run("slow/tests: Free the disk")]
+    (said,) = {line for it in ended for line in it.stood_in}
     paths = said.removeprefix("sudo rm -rf ").split()
     assert all(re.fullmatch(r"/(opt|usr)(/[\w.]+)+", it) for it in paths), said
 
@@ -365,6 +384,8 @@ PINS = {"vars.HOLD": "", "steps.ready.outputs.registry": "localhost:5000/some-te
 NO_PULL_REQUEST = 'case "$*" in "pr list"*) echo 0;; esac'
 ONE_PULL_REQUEST = 'case "$*" in "pr list"*) echo 1;; esac'
 TOKEN = {"secrets.UPDATES_TOKEN || github.token": "token"}
+LACKING = {"torch": ["99.0.0"], "torchvision": []}
+NOTHING_LACKING: Mapping[str, list[str]] = {"torch": [], "torchvision": []}
 
 
 @pytest.fixture
@@ -374,6 +395,7 @@ def origin(site: Site) -> Path:
     _git(site.folder, "init", "--quiet", "--bare", str(path))
     _git(site.clone, "remote", "add", "origin", str(path))
     (site.folder / "body.md").write_text("what moves\n")
+    (site.folder / "releases.json").write_text(json.dumps(NOTHING_LACKING))
     return path
 
 
@@ -382,14 +404,14 @@ def test_pins_are_renewed_and_what_moves_is_said(site: Site) -> None:
     had = lock.read_text()
     lock.write_text("")
     site.is_ready()
-    listed = {"torch": ["99.0.0"], "torchvision": []}
-    with services.serving(index(listed)) as host:
+    with services.serving(index(LACKING)) as host:
         ended = site.run("updates/propose: Renew the pins", PINS, {"INDEX_URL": f"http://{host}"})
     assert ended.code == 0, ended.err
     pins = re.compile(r"^([\w.-]+)==", re.MULTILINE)
     assert set(pins.findall(lock.read_text())) == set(pins.findall(had))
     body = (site.folder / "body.md").read_text()
     assert "- torch: the compatibility tables lack 99.0.0\n" in body
+    assert json.loads((site.folder / "releases.json").read_text()) == LACKING
     assert ended.summary == body
 
 
@@ -417,10 +439,32 @@ def test_newer_pins_are_proposed_as_one_pull_request(site: Site, origin: Path) -
             ["pr", "list"],
             ["pr", verb],
         ]
-        assert f"--body-file {site.folder}/body.md" in ended.stood_in[-1]
-        # As each run begins: from what is merged.
-        _git(site.clone, "switch", "--quiet", "main")
-        _git(site.clone, "branch", "--quiet", "-D", "updates/pins")
+        assert f"--title Newer pins --body-file {site.folder}/body.md" in ended.stood_in[-1]
+        _begin_anew(site)
+
+
+def _begin_anew(site: Site) -> None:
+    """Leave the clone as each run begins: with what is merged."""
+    _git(site.clone, "switch", "--quiet", "main")
+    _git(site.clone, "branch", "--quiet", "-D", "updates/pins")
+
+
+def test_releases_that_the_tables_lack_are_told_where_no_pin_moved(
+    site: Site, origin: Path
+) -> None:
+    (site.folder / "releases.json").write_text(json.dumps(LACKING))
+    for gh, verb in ((NO_PULL_REQUEST, "create"), (ONE_PULL_REQUEST, "edit")):
+        site.stand_in("gh", gh)
+        ended = site.run("updates/propose: Propose them", TOKEN)
+        assert ended.code == 0, ended.err
+        assert [line.split()[1:3] for line in ended.stood_in][1:] == [["pr", "list"], ["pr", verb]]
+        title = "Releases that the compatibility tables lack"
+        assert f"--title {title} --body-file {site.folder}/body.md" in ended.stood_in[-1]
+        # A pull request needs a commit of its own, and this one changes nothing.
+        assert _git(origin, "log", "-1", "--format=%s", "updates/pins").strip() == title
+        assert _git(site.clone, "diff", "main", "updates/pins") == ""
+        assert _git(site.clone, "rev-list", "--count", "main..updates/pins").strip() == "1"
+        _begin_anew(site)
 
 
 def plan(site: Site, registry: str, force: str = "false", hold: str = "") -> list[dict[str, str]]:
@@ -473,8 +517,10 @@ def test_what_the_plan_says_is_built_published_signed_and_then_there(
     ref = built.outputs["ref"]
     assert re.fullmatch(rf"{re.escape(repository)}/cresset:\S+@sha256:[0-9a-f]{{64}}", ref)
     # What was planned is what was built, through a file of settings; and nobody has signed it.
-    assert plan(site, repository) == [cell]
-    assert plan(site, repository, force="true") == [cell]
+    assert cell["published"] == "false"
+    there = cell | {"published": "true"}
+    assert plan(site, repository) == [there]
+    assert plan(site, repository, force="true") == [there]
     again = site.run("link/work: Build or compile", values)
     assert (again.code, again.outputs) == (0, built.outputs), again.err
     _sign(site, values | {"needs.build.outputs.ref": ref})

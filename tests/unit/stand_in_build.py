@@ -26,7 +26,7 @@ def main() -> None:
     what, _, rest = os.environ.get("STAND_IN_DOES", "deliver").partition(" ")
     if os.environ["ENGINES"] in os.environ.get("STAND_IN_DIES", "").split():
         ended(4, {"why": "it was killed"})
-    if what == "wait":
+    if what == "wait" and rest in {"", os.environ["ENGINES"]}:
         wait(notes, name)
     if what == "kill":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 
+from pipeline.cli import app
 from pipeline.settings import HIDDEN, NAMES, shown
 from tests import readme
 from tests.unit.running import ROOT, checkout, run
@@ -24,6 +28,7 @@ def test_the_generated_parts_of_a_readme_are_those_of_the_code(file: Path) -> No
 
 ENGLISH = sections(readme.README.read_text())
 KOREAN = sections(readme.KOREAN.read_text())
+VERBS = next(it.text for it in ENGLISH if it.title == "Verbs")
 
 
 def test_each_readme_begins_with_a_link_to_the_other() -> None:
@@ -48,6 +53,32 @@ def test_every_make_target_that_the_readme_names_is_there() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"(?:`|^)make ([a-z-]+)", readme.README.read_text(), re.MULTILINE))
     assert named <= targets
+
+
+def test_the_readme_names_the_verbs_that_take_no_settings() -> None:
+    words = re.search(
+        r"all but (.*?) and most of `engine` take every setting as an option", VERBS, re.DOTALL
+    )
+    assert words
+    verbs = dict(leaves(get_command(app)))
+    without = {name for name, command in verbs.items() if not takes_settings(command)}
+    of_engine = {name for name in verbs if name.startswith("engine ")}
+    assert set(re.findall("`([^`]+)`", words[1])) == without - of_engine
+    assert len(without & of_engine) > len(of_engine) / 2
+
+
+def leaves(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each verb with its command, those of groups as ``bundle import``."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from leaves(command, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", command
+
+
+def takes_settings(command: Any) -> bool:
+    options = {option for it in command.params for option in it.opts}
+    return {f"--{name.lower().replace('_', '-')}" for name in NAMES} <= options
 
 
 def examples() -> list[tuple[str, ...]]:

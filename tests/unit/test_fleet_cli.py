@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from rich.console import Console
 
 from pipeline import lock as locks
-from pipeline import publish, store, summary
+from pipeline import publish, store, summary, tags
 from pipeline.attest import proof, referrers
+from pipeline.build import Outcome
 from pipeline.cli import fleet as verbs
 from pipeline.engine import local, select
 from pipeline.engine.select import Choice
@@ -325,13 +327,34 @@ def test_the_summary_of_a_build_that_fails_says_why(
 
 
 def test_the_summary_names_what_was_compiled_and_how_much_the_cache_had() -> None:
-    wheel = {"package": "torchvision", "seconds": 300, "hits": 12, "misses": 28}
-    row = {"variant": "a|b", "state": "delivered", "ref": "r:t@sha256:1", "size": 3_290_000_000,
-           "took": 61.4, "compiled": [wheel], "cached": ["base", "apt"]}  # fmt: skip
-    assert summary.table("t", [row]).splitlines()[-1] == (
-        "| a\\|b | delivered | `r:t@sha256:1` | 3.29 GB | 61 | "
-        "torchvision 300 s, 12 of 40 objects from the cache | 2 |"
+    counts = {"c++": {"hits": 12, "misses": 21, "uncacheable": 3}, "cuda": {"misses": 7}}
+    wheel = {"package": "torchvision", "seconds": 300, "hits": 12, "misses": 28, "cache": counts}
+    row = {"variant": "a|b", "state": "delivered", "ref": "r:5000/n:t@sha256:1", "key": "0f",
+           "size": 3_290_000_000, "took": 61.4, "compiled": [wheel, wheel | {"cache": {}}],
+           "cached": ["base", "apt"]}  # fmt: skip
+    head, line, last = summary.table("t", [row]).splitlines()[2:]
+    assert {it.count(" | ") for it in (head, line, last)} == {7}
+    assert last == (
+        "| a\\|b | delivered | `r:5000/n:t@sha256:1` | `t`<br>`key-0f` | 3.29 GB | 61 | "
+        "torchvision 300 s, from the cache C++ 12 of 33 and CUDA 0 of 7; torchvision 300 s | 2 |"
     )
+
+
+@pytest.mark.parametrize("repository", ["n", "localhost:5000/team/n"])
+def test_the_summary_names_the_tags_of_an_image(repository: str) -> None:
+    it = spec("simple")
+    outcome = Outcome(Delivered(f"{repository}:{it.variant}@sha256:1", "sha256:1", 5), it, {}, [])
+    row = {**outcome.as_json(), "state": "delivered"}
+    ref, *named = re.findall(r"`([^`]+)`", summary.table("t", [row]).splitlines()[-1])
+    assert ref == outcome.delivered.ref
+    assert tuple(named) == tags.tags(it, "n")
+
+
+def test_the_summary_gives_no_tags_to_a_file_and_to_what_is_not_there() -> None:
+    archive = {"variant": "a", "state": "delivered", "ref": "oci-archive:dist/n-a.oci.tar@sha256:1"}
+    failed = {"variant": "a", "state": "failed"}
+    for row in (archive, failed):
+        assert "key-" not in summary.table("t", [row | {"key": "0f"}])
 
 
 def test_a_summary_that_cannot_be_written_costs_nothing(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.host import repository
-from pipeline.labels import PROJECT, labels
+from pipeline.labels import ARCHES, PROJECT, labels
 from pipeline.stages import verify
 from tests.unit.specs import spec
 
@@ -27,12 +27,32 @@ def test_an_image_says_what_is_in_it_and_which_driver_it_needs() -> None:
     assert written["org.opencontainers.image.base.digest"] == DIGEST
 
 
+OCI = {
+    f"org.opencontainers.image.{name}"
+    for name in (
+        "title", "description", "version", "vendor", "url", "documentation", "source", "revision",
+        "licenses", "base.name", "base.digest",
+    )
+}  # fmt: skip
+OURS = {f"dev.cresset.{name}" for name in ("key", "target", "python", "base", "version")}
+OF_TORCH = {f"dev.cresset.{name}" for name in ("cuda", "torch", "torchvision", "driver")}
+
+
+def test_an_image_has_these_labels_and_no_other() -> None:
+    # Without when it was made, by which the same image would get another digest each time.
+    written = labels(spec(), ORIGIN, PROJECT, "ab" * 20)
+    assert written.keys() == OCI | OURS | OF_TORCH
+    assert ARCHES not in written, "it is told once the image is checked"
+    # Outside a checkout there is no commit.
+    outside = labels(spec(), ORIGIN)
+    assert outside.keys() == written.keys() - {"org.opencontainers.image.revision"}
+
+
 def test_an_image_without_torch_says_nothing_of_it() -> None:
-    written = labels(spec("simple"), f"bootstrap trixie.oci.tar@{DIGEST}")
+    written = labels(spec("simple"), f"bootstrap trixie.oci.tar@{DIGEST}", PROJECT, "ab" * 20)
     assert all(written.values())
-    assert not {"dev.cresset.cuda", "dev.cresset.torch", "dev.cresset.driver"} & written.keys()
     # It is the digest of a file, and not that of an image which anybody could pull.
-    assert "org.opencontainers.image.base.digest" not in written
+    assert written.keys() == OCI - {"org.opencontainers.image.base.digest"} | OURS
 
 
 def test_the_commit_of_the_checkout_is_on_the_image() -> None:

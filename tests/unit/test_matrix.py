@@ -407,6 +407,21 @@ def test_a_workflow_gets_one_line_of_flat_entries() -> None:
 
 
 @pytest.mark.usefixtures("checkout")
+def test_a_workflow_gets_the_key_of_each_image_and_whether_it_is_there() -> None:
+    key = spec("simple").key
+    there = {"localhost:5000/cresset": [f"key-{key}"]}
+    _, out = in_checkout(*REGISTRY, "--github", published=there)
+    entries = json.loads(out)["include"]
+    assert [it["variant"] for it in entries] == VARIANTS
+    assert [it["published"] for it in entries] == ["false", "false", "false", "true"]
+    assert entries[3]["key"] == key
+    assert [it["key"] for it in entries] == [it["key"] for it in json.loads(listed("--json").out)]
+    # Without a registry nobody knows.
+    unknown = json.loads(in_checkout("--github")[1])["include"]
+    assert {it["published"] for it in unknown} == {""}
+
+
+@pytest.mark.usefixtures("checkout")
 def test_an_image_that_nobody_signed_is_not_there_for_whoever_signs() -> None:
     repository, tag = "localhost:5000/cresset", f"key-{spec('simple').key}"
     there = {repository: [tag]}

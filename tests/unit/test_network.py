@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,33 @@ def test_proxies_and_indexes_are_told_but_no_login() -> None:
     written = Path(found.for_compose()["COMPOSE_NETWORK_ENV"]).read_text()
     assert "s3cr3t" not in written
     assert "HTTPS_PROXY=http://proxy:3128\n" in written
+
+
+def test_a_mirror_of_git_is_one_in_containers_too(tmp_path: Path) -> None:
+    old, new = "https://github.com/", "https://127.0.0.1/mirror/"
+    found = looked(GIT_OLD=old, GIT_NEW=new)
+    assert found.is_own
+    assert not found.left_out
+    # As git itself reads it.
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **found.variables}
+    asked = ["git", "config", "--get-regexp", r"^url\."]
+    said = subprocess.run(asked, env=environ, capture_output=True, text=True, check=True).stdout
+    assert said == f"url.{new}.insteadof {old}\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("https://github.com/", "https://me:s3cr3t@git.example/", False),
+        ("https://github.com/", "https://token@git.example/", False),
+        ("https://me:s3cr3t@github.com/", "https://git.example/", False),
+        ("git@github.com:", "git@git.example:mirror/", True),
+    ],
+)
+def test_a_mirror_with_a_login_is_left_out_whole(old: str, new: str, told: bool) -> None:
+    found = looked(GIT_OLD=old, GIT_NEW=new)
+    assert found.left_out == (() if told else ("GIT_NEW",))
+    assert sum(name.startswith("GIT_CONFIG_") for name in found.variables) == (3 if told else 0)
 
 
 @pytest.mark.parametrize("content", [None, "no certificate"])

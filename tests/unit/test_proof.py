@@ -7,24 +7,30 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from dagger import dag
 
-from pipeline import build, listing, publish
+from pipeline import build, compose, listing, publish
 from pipeline.attest import attach, proof, provenance, referrers, sbom, signing, verify
 from pipeline.attest.attach import Proof
 from pipeline.attest.attached import are_signed, attached
 from pipeline.attest.provenance import Statement
 from pipeline.attest.subject import Made, Subject
 from pipeline.errors import ConfigError, ProofError, PublishError
+from pipeline.labels import ARCHES, labels
 from pipeline.publish import Delivered
 from pipeline.settings import Settings, load
 from pipeline.spec import ImageSpec
+from pipeline.stages.verify import probe, probe_torch
+from tests.graph.graph import chain
 from tests.unit import running
 from tests.unit.running import ROOT
 from tests.unit.specs import spec
@@ -564,3 +570,232 @@ def test_an_sbom_has_the_url_that_its_registry_is_spoken_to_by(
     attach.to_registry(there, documents(), None, quiet)
     found = listing._sbom(there.repository, there.digest)
     assert found.startswith(f"{scheme}://{host}/v2/team/cresset/blobs/sha256:")
+
+
+# Verifying
+
+
+def proved(
+    monkeypatch: pytest.MonkeyPatch,
+    key: ec.EllipticCurvePrivateKey | None,
+    forged: Mapping[str, str] = {},
+) -> tuple[Registry, verify.Reference]:
+    """Let the registry have an image with all that proves it, signed by a key if there is one."""
+    it, simple = registry(monkeypatch), spec("simple")
+    written = labels(simple, BASE) | {ARCHES: "sm_86"}
+    written |= {f"dev.cresset.{name}": text for name, text in forged.items()}
+    config = json.dumps({"config": {"Labels": written}}).encode()
+    described = referrers.push_blob(SUBJECT.repository, config, "application/json")
+    image = {"mediaType": referrers.MANIFEST, "config": described, "layers": [],
+             "annotations": written}  # fmt: skip
+    digest = it.put(SUBJECT.tags[0], json.dumps(image).encode())
+    subject = dataclasses.replace(SUBJECT, digest=digest)
+    found = proof.documents(simple, Settings(), subject, PACKAGES, made(arches="sm_86"))
+    attach.to_registry(subject, found, key, quiet)
+    return it, verify.Reference(SUBJECT.repository, digest=digest)
+
+
+def take_away(it: Registry, artifact_type: str) -> None:
+    """Delete what is attached of a type, as anybody may who may push."""
+    for reference, content in list(it.manifests.items()):
+        if json.loads(content).get("artifactType") == artifact_type:
+            del it.manifests[reference]
+
+
+def up(pinned: verify.Reference, key: ec.EllipticCurvePrivateKey, folder: Path) -> list[str]:
+    """Start an image that Docker has pulled where VERIFY_KEY is the key; return what is said."""
+    public = folder / "sign.pub"
+    pem = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    public.write_bytes(key.public_key().public_bytes(*pem))
+    pulled = SimpleNamespace(repo_digests=[str(pinned)])
+    running = SimpleNamespace(state=SimpleNamespace(running=True))
+    docker = SimpleNamespace(
+        image=SimpleNamespace(exists=lambda _: True, inspect=lambda _: pulled),
+        compose=SimpleNamespace(up=lambda **_: None, ps=lambda **_: [running]),
+    )
+    named = {"IMAGE_SIMPLE": str(pinned), "VERIFY_KEY": str(public)}
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compose.Project, "docker", lambda *_: docker)
+        patch.setattr(compose, "_FIRST_SECONDS", 0)
+        compose.Project("simple", named, ()).up(said.append)
+    return said
+
+
+def test_what_proves_an_image_lets_it_start(
+    key: ec.EllipticCurvePrivateKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it, pinned = proved(monkeypatch, key)
+    it.asked.clear()
+    signed, started = up(pinned, key, tmp_path)
+    assert "and so are its SBOM and provenance" in signed
+    assert "is up" in started
+    assert not [asked for asked in it.asked if not asked.startswith("GET")]
+
+
+@pytest.mark.parametrize(
+    ("artifact_type", "named"),
+    [(sbom.MEDIA_TYPE, "SBOM="), (provenance.MEDIA_TYPE, "provenance="),
+     (signing.ENVELOPE_TYPE, "provenance="), (signing.ARTIFACT_TYPE, "signature=")],
+    ids=["SBOM", "provenance", "its signature", "signature"],
+)  # fmt: skip
+def test_an_image_without_a_part_of_its_proof_is_not_started(
+    artifact_type: str, named: str,
+    key: ec.EllipticCurvePrivateKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    it, pinned = proved(monkeypatch, key)
+    take_away(it, artifact_type)
+    with pytest.raises(ProofError, match=named):
+        up(pinned, key, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("label", "named"),
+    [({"key": "0" * 64}, "key="), ({"arches": "sm_90"}, "architectures=")],
+    ids=["key", "architectures"],
+)
+def test_an_image_that_says_other_than_its_provenance_is_not_started(
+    label: dict[str, str], named: str,
+    key: ec.EllipticCurvePrivateKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    _, pinned = proved(monkeypatch, key, label)
+    # It is signed all the same, which is all that a build which is to attach the rest asks.
+    verify.demand_signature(pinned, key.public_key())
+    with pytest.raises(ProofError, match=named):
+        up(pinned, key, tmp_path)
+
+
+BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+
+
+def by_cosign_3(it: Registry, pinned: verify.Reference, material: str, predicate: str = "") -> None:
+    """Attach a bundle, as cosign 3 does; no predicate: its own, by which it signs."""
+    bundle = json.dumps({"mediaType": BUNDLE, "verificationMaterial": {material: {}}}).encode()
+    layer = referrers.push_blob(SUBJECT.repository, bundle, BUNDLE)
+    predicate = predicate or "https://sigstore.dev/cosign/sign/v1"
+    about = {"artifactType": BUNDLE, "layers": [layer], "subject": {"digest": pinned.digest},
+             "annotations": {"dev.sigstore.bundle.predicateType": predicate}}  # fmt: skip
+    it.put(f"bundle-{material}-{layer['digest'][-5:]}", json.dumps(about).encode())
+
+
+def by_cosign_2(it: Registry, pinned: verify.Reference) -> None:
+    """Attach a payload with a certificate, as cosign 2 does."""
+    payload = signing.payload(SUBJECT.repository, pinned.digest)
+    layer = referrers.push_blob(SUBJECT.repository, payload, signing.PAYLOAD_TYPE)
+    layer["annotations"] = {signing.SIGNATURE: "AAAA", signing.CERTIFICATE: "-----BEGIN"}
+    tag = referrers.tag_of(pinned.digest, ".sig")
+    it.put(tag, json.dumps({"layers": [layer]}).encode())
+
+
+KEYLESS = "a keyless signature is attached, and not checked here"
+IN_A_BUNDLE = "a signature by a key is attached in a bundle of cosign's, and not checked here"
+
+
+def signature(pinned: verify.Reference, key: ec.EllipticCurvePrivateKey | None) -> verify.Check:
+    public = key.public_key() if key else None
+    verdict = verify.verify(pinned, public, quiet, layers=False)
+    (check,) = (it for it in verdict.checks if it.name == "signature")
+    return check
+
+
+@pytest.mark.parametrize(
+    ("attaches", "told", "command"),
+    [
+        (lambda it, ref: by_cosign_3(it, ref, "certificate"), KEYLESS, "--certificate-identity"),
+        (lambda it, ref: by_cosign_3(it, ref, "x509CertificateChain"), KEYLESS, "--certificate-"),
+        (by_cosign_2, KEYLESS, "--certificate-oidc-issuer"),
+        (lambda it, ref: by_cosign_3(it, ref, "publicKey"), IN_A_BUNDLE, "--key FILE"),
+    ],
+    ids=["by an identity", "by a chain", "by cosign 2", "by a key"],
+)
+def test_a_signature_that_is_not_checked_here_is_told_with_what_checks_it(
+    attaches: Callable[[Registry, verify.Reference], None], told: str, command: str,
+    key: ec.EllipticCurvePrivateKey, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    it, pinned = proved(monkeypatch, None)
+    assert signature(pinned, None).told == "none"
+    attaches(it, pinned)
+    unchecked = signature(pinned, None)
+    assert unchecked.passed
+    assert unchecked.told.startswith(told)
+    assert command in unchecked.told.partition("`cosign verify ")[2]
+    assert unchecked.told.endswith(f" {pinned}`")
+    # What a key is asked for, nobody has done.
+    refused = signature(pinned, key)
+    assert not refused.passed
+    assert told in refused.told
+
+
+def test_beside_a_signature_by_the_key_cosigns_changes_nothing(
+    key: ec.EllipticCurvePrivateKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it, pinned = proved(monkeypatch, key)
+    good = signature(pinned, key)
+    by_cosign_3(it, pinned, "certificate")
+    assert signature(pinned, key) == good
+    told = signature(pinned, None).told
+    assert told.startswith("1 of them, not checked: VERIFY_KEY names no key; ")
+    assert KEYLESS in told
+
+
+def test_a_statement_in_a_bundle_is_not_told_as_a_signature(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    it, pinned = proved(monkeypatch, None)
+    by_cosign_3(it, pinned, "certificate", provenance.PREDICATE)
+    assert signature(pinned, None).told == "none"
+
+
+@pytest.mark.parametrize(
+    ("label", "found"),
+    [("sm_86", ["sm_86"]), ("sm_86 sm_90 compute_90", ["compute_90", "sm_86", "sm_90"]),
+     ("sm_90 sm_90a", ["sm_90"]), ("", [])],
+    ids=["one", "several", "what torch adds by itself", "no GPU"],
+)  # fmt: skip
+def test_gpu_code_as_the_label_says(label: str, found: list[str]) -> None:
+    assert verify.gpu_code(label, found, "2.6.0").passed
+
+
+@pytest.mark.parametrize(
+    ("label", "found"),
+    [("sm_86 sm_90", ["sm_86"]), ("sm_86", ["sm_86", "sm_90"]), ("sm_90", ["sm_86"]),
+     ("", ["sm_86"]), ("sm_86", []), ("sm_86 compute_86", ["sm_86"])],
+)  # fmt: skip
+def test_a_forged_label_of_gpu_code(label: str, found: list[str]) -> None:
+    check = verify.gpu_code(label, found, "2.6.0")
+    assert not check.passed
+    told = f"the label says {label or 'none'}, the torch in it {' '.join(found) or 'none'}"
+    assert check.told == told
+
+
+def test_torch_is_asked_in_a_published_image_as_in_a_built_one() -> None:
+    image = dag.container()
+    *_, asked = chain(probe_torch(image))
+    *_, as_built = chain(probe(image, spec()))
+    assert asked.args["args"] == as_built.args["args"]
+
+
+TORCH = {"version": "2.6.0+cu124", "arches": ["sm_86"], "code": {}}
+
+
+@pytest.mark.parametrize(
+    ("target", "torch", "checks"),
+    [
+        ("simple", TORCH, {"packages": True, "GPU code": True}),
+        ("train", TORCH | {"arches": ["sm_75"]}, {"packages": True, "GPU code": False}),
+        ("train", {"import_error": "no libcudart"}, {"packages": True, "GPU code": False}),
+    ],
+)
+def test_looked_into_an_image_its_torch_is_asked_too(
+    target: str, torch: dict[str, Any], checks: dict[str, bool],
+    key: ec.EllipticCurvePrivateKey, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    _, pinned = proved(monkeypatch, key, {"target": target})
+    printed = {"packages": json.dumps(PACKAGES), "GPU code": json.dumps({"torch": torch})}
+    monkeypatch.setattr(
+        proof, "_printed", lambda _, stages, *__: {it: printed[it] for it in stages}
+    )
+    verdict = verify.verify(pinned, key.public_key(), quiet, layers=False)
+    before = len(verdict.checks)
+    looked = proof.looked_into(verdict, Settings())
+    assert {it.name: it.passed for it in looked.checks[before:]} == checks

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
+import subprocess
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Literal
 
+import anyio
 import pytest
 
 from pipeline import run
-from pipeline.engine import local
+from pipeline.engine import local, select, session
 from pipeline.engine.local.evictions import Evicted, evicted
+from pipeline.engine.select import Choice
 from pipeline.errors import BuildError
 from pipeline.host import machine, room
 from pipeline.host.room import DISK, GB, Kind
+from pipeline.plan import Step
+from pipeline.settings import Settings
 from tests.unit.specs import spec
+
+LOCAL = Choice("local", "a test's")
+DOCKER = Choice("docker", "a test's")
 
 
 @pytest.mark.parametrize("kind", ["simple", "wheels", "compile"])
@@ -48,8 +61,9 @@ def has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def guard(target: str = "", *compiled: str) -> list[str]:
-    return list(run._guard(spec(target), compiled, image=True))
+def guard(target: str = "", *compiled: str, choice: Choice = LOCAL) -> list[str]:
+    asked = functools.partial(run._guard, choice, spec(target), compiled, image=True)
+    return anyio.run(asked)
 
 
 def disk_with(patch: pytest.MonkeyPatch, free: int, held: int) -> None:
@@ -93,6 +107,108 @@ def test_memory_matters_where_something_is_compiled(has: pytest.MonkeyPatch) -> 
     has.setattr(machine, "memory_bytes", lambda: (3 * GB, GB))
     (said,) = guard("train", "torchvision")
     assert "one by one" in said
+
+
+def docker_with(patch: pytest.MonkeyPatch, folder: Path | None, held: int) -> None:
+    async def counted() -> int:
+        return held
+
+    patch.setattr(select, "docker_folder", lambda: folder)
+    patch.setattr(session, "held", counted)
+
+
+def test_dockers_disk_is_looked_at_where_it_is_here(
+    has: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    disk_with(has, 2 * GB, 100 * GB)
+    docker_with(has, tmp_path / "docker", 10 * GB)
+    (said,) = guard(choice=DOCKER)
+    assert said.startswith("disk: 2.0 GB are free beside the engine's 10.0 GB")
+    assert "docker system df" in said
+    docker_with(has, tmp_path / "docker", 0)
+    with pytest.raises(BuildError, match=r"no room on the disk of .*/docker") as raised:
+        guard(choice=DOCKER)
+    assert "data-root" in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["docker", "remote", "session"])
+def test_nothing_is_said_of_a_machine_that_is_not_known(
+    has: pytest.MonkeyPatch, kind: Literal["docker", "remote", "session"]
+) -> None:
+    disk_with(has, 0, 0)
+    has.setattr(machine, "memory_bytes", lambda: (0, 0))
+    docker_with(has, None, 0)
+    assert guard("train", "torch", choice=Choice(kind, "a test's")) == []
+
+
+def test_dockers_memory_is_this_machines(has: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    docker_with(has, tmp_path, 0)
+    assert guard("train", "torch", choice=DOCKER) == []
+    has.setattr(machine, "memory_bytes", lambda: (GB, 0))
+    with pytest.raises(BuildError, match="no memory to compile with"):
+        guard("train", "torch", choice=DOCKER)
+
+
+@pytest.mark.parametrize("choice", [LOCAL, DOCKER], ids=lambda choice: choice.kind)
+def test_a_build_looks_before_it_begins(
+    has: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], choice: Choice
+) -> None:
+    @contextlib.asynccontextmanager
+    async def opened(*_: object) -> AsyncIterator[None]:
+        yield
+
+    async def work(_: run.Run) -> str:
+        return "made"
+
+    def build(verb: str = "deliver") -> str:
+        steps = [Step(verb, "")]
+        return run.started(work, spec("simple"), Settings(wheel_store="off"), steps, image=False)
+
+    has.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    has.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://nowhere.invalid")
+    has.setattr(select, "choose", lambda *_: choice)
+    has.setattr(session, "session", opened)
+    docker_with(has, tmp_path, 2 * GB)
+    assert build() == "made"
+    disk_with(has, GB, 2 * GB)
+    assert build() == "made"
+    assert "disk: 1.0 GB are free beside the engine's 2.0 GB" in capsys.readouterr().err
+    disk_with(has, 0, 0)
+    docker_with(has, tmp_path, 0)
+    with pytest.raises(BuildError, match="no room on the disk"):
+        build()
+    assert build("plan") == "made", "what makes nothing wants no room"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "name", "folder", "here"),
+    [
+        ("unix:///var/run/docker.sock", os.uname().nodename, "", True),
+        ("unix:///var/run/docker.sock", os.uname().nodename, "gone", False),
+        ("unix:///var/run/docker.sock", "docker-desktop", "", False),
+        ("ssh://builder", os.uname().nodename, "", False),
+        ("", "", "", False),
+    ],
+)
+def test_where_docker_keeps_its_data(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    endpoint: str, name: str, folder: str, here: bool,
+) -> None:  # fmt: skip
+    root = tmp_path / folder
+
+    def ended(command: list[str], _: float | None) -> object:
+        said = endpoint if "context" in command else f"{name} {root}"
+        return subprocess.CompletedProcess(command, 0, f"{said}\n", "")
+
+    monkeypatch.setattr(select, "_ended", ended)
+    assert select.docker_folder() == (root if here else None)
+
+
+def test_without_docker_nothing_of_it_is_known(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert select.docker_folder() is None
 
 
 AT = 1795908000.0

@@ -77,6 +77,30 @@ def test_a_pull_request_starts_nothing_that_writes_and_reads_no_secret() -> None
     assert not any("pull_request_target" in path.read_text() for path in WORKFLOWS)
 
 
+def test_the_slow_tests_run_each_week_and_by_hand() -> None:
+    (place,) = {it.place for it in STEPS if "make test-slow" in it.script}
+    workflow = read(next(path for path in WORKFLOWS if path.stem == place.partition("/")[0]))
+    (when,) = workflow["on"]["schedule"]
+    assert re.fullmatch(r"\d+ \d+ \* \* [0-6]", when["cron"])
+    assert "workflow_dispatch" in workflow["on"]
+
+
+def test_the_readme_says_what_starts_each_workflow() -> None:
+    by_others = {path.name for path in WORKFLOWS if "workflow_call" in read(path)["on"]}
+    text = (ROOT / "README.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+\.yml)` \| (.*) \|$", text, re.MULTILINE))
+    assert set(rows) == {path.name for path in WORKFLOWS} - by_others
+    said = {"schedule": "weekly", "workflow_dispatch": "by hand"}
+    for path in WORKFLOWS:
+        if path.name in rows:
+            starts = read(path)["on"]
+            told = {start for start, words in said.items() if words in rows[path.name]}
+            assert told == set(starts) & set(said), path.name
+    pushes = read(next(path for path in WORKFLOWS if path.stem == "ci"))["on"]["push"]
+    assert pushes == {"branches": ["main"]}
+    assert "every push to `main`" in rows["ci.yml"]
+
+
 def test_what_publishes_is_never_cancelled_and_a_pull_request_is() -> None:
     for path in WORKFLOWS:
         workflow = read(path)
