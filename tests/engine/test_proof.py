@@ -443,3 +443,17 @@ def test_a_registry_that_does_not_answer_has_proved_nothing(original: Published)
     gone = f"localhost:{services.free_port()}/cresset:it"
     assert "cannot be reached" in original.refused(gone)
     assert "has no such image" in original.refused(f"{original.repository}:none")
+
+
+@pytest.mark.slow
+def test_the_gpu_code_of_an_image_is_asked_of_its_torch(
+    checkout: Checkout, repository: str, figure: Callable[[str], None]
+) -> None:
+    ran = checkout.cresset("build-only", "train", "--json", REGISTRY=repository)
+    assert ran.code == 0, ran.err
+    checked = checkout.cresset("verify", ran.json["ref"], "--deep", "--json")
+    assert checked.code == 0, checked.err
+    (code,) = [it for it in checked.json["checks"] if it["name"] == "GPU code"]
+    assert code["passed"]
+    assert "sm_" in code["told"]
+    figure(f"verify --deep of {ran.json['size'] / 1e9:.1f} GB: {checked.seconds:.0f} s")
