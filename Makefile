@@ -63,7 +63,7 @@ verify: $(READY)  ## Check an image in a registry: make verify REF=registry/name
 install-compose: $(READY)  ## Put Docker's Compose plugin in place for this user; needs no root.
 	@$(CRESSET) install-compose
 test: $(TESTABLE)  ## Lint, type-check and test, on the real engine too.
-	@.venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy && .venv/bin/pytest -m "not slow" -n 2 --dist loadgroup
+	@.venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy && .venv/bin/pytest -m "not slow" -n 2
 test-slow: $(TESTABLE)  ## The tests that take longer.
 	@command -v npm >/dev/null || (apt-get update -q && apt-get install -q -y --no-install-recommends npm)
 	@.venv/bin/pytest -m "slow and not hours"

@@ -18,7 +18,7 @@ from pipeline.settings import Settings
 from pipeline.spec import ImageSpec, Locked, Package, without_login
 
 if TYPE_CHECKING:
-    from dagger import Directory
+    from dagger import Container, Directory
 
 Commit = Callable[[str, str], str | Problem]
 
@@ -173,9 +173,7 @@ async def check(run: Run, spec: ImageSpec) -> None:
     below, moment = bottom(run.base, spec, run.inputs), _now()
     with run.report.stage("lock"), run.translated():
         problems = list(locks.engine_drift(await session.version()))
-        if spec.lock.apt:
-            printed = locked.candidates(run.base, spec, spec.lock, moment=moment)
-            problems += locks.apt_drift(spec.lock, locked.read_candidates(await printed.stdout()))
+        problems += await _apt_drift(run.base, spec, spec.lock, moment)
         found = locked.offered(below, spec, run.inputs, spec.lock, moment=moment)
         try:
             now = await _packages(found, "pylock.toml", spec)
@@ -184,6 +182,23 @@ async def check(run: Run, spec: ImageSpec) -> None:
         problems += locks.packages_drift(spec.variant, spec.lock, now)
     if problems:
         raise LockError(problems)
+
+
+async def _apt_drift(base: Container, spec: ImageSpec, lock: Locked, moment: str) -> list[Problem]:
+    """Return in what apt's mirror has moved on, or why it cannot be asked."""
+    from pipeline.engine import session  # noqa: PLC0415 - as in build
+    from pipeline.stages import locked  # noqa: PLC0415
+
+    if not lock.apt:
+        return []
+    try:
+        with session.translated():
+            printed = await locked.candidates(base, spec, lock, moment=moment).stdout()
+    except BuildError as error:
+        why = f"apt cannot be asked: {' '.join(error.tail.split()) or error.why}"
+        step = "look at DEB_OLD and DEB_NEW; --frozen asks nobody"
+        return [Problem(f"{spec.variant} apt", "", why, allowed=str(locks.FILE), next_step=step)]
+    return locks.apt_drift(lock, locked.read_candidates(printed))
 
 
 def _not_offered(spec: ImageSpec, error: BuildError) -> Problem:

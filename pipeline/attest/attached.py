@@ -15,6 +15,7 @@ ENVELOPES = ".att"
 _BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 """Of what cosign 3 attaches, signatures and statements (https://docs.sigstore.dev/about/bundle)."""
 _SAYS = "dev.sigstore.bundle.predicateType"
+_SIGNED = "https://sigstore.dev/cosign/sign/v1"
 _AT_ONCE = 8
 
 
@@ -54,8 +55,10 @@ def attached(repository: str, image: str) -> Attached:
             damaged.append(f"{_KINDS[kind]} {digest} {state}")
         elif kind == signing.PAYLOAD_TYPE:
             notes = layer.get("annotations", {})
-            read[kind].append((content, notes.get(signing.SIGNATURE, "")))
-            read[_BUNDLE] += [content] if signing.CERTIFICATE in notes else []
+            if signing.CERTIFICATE in notes:
+                read[_BUNDLE].append(content)
+            else:
+                read[kind].append((content, notes.get(signing.SIGNATURE, "")))
         else:
             read[kind].append(content)
     boms, statements, envelopes, signatures, by_cosign = (
@@ -124,7 +127,7 @@ def _signs(repository: str, entry: Descriptor) -> bool:
 
 def _states(notes: Mapping[str, str]) -> bool:
     """Say whether a bundle is a statement about an image, which signs none, by its annotations."""
-    return notes.get(_SAYS) in {provenance.PREDICATE, sbom.PREDICATE}
+    return notes.get(_SAYS, _SIGNED) != _SIGNED
 
 
 def _manifests(repository: str, image: str, damaged: list[str]) -> Iterator[Manifest]:

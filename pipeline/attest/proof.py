@@ -289,18 +289,32 @@ def looked_into(verdict: Verdict, settings: Settings) -> Verdict:
         asked[_GPU_CODE] = probe_torch
     with reporting("verify", ["engine", *asked]) as report:
         printed = _printed(f"{repository}@{verdict.digest}", asked, settings, report)
-    checks = [_packages(verdict.sbom, inventory.read(printed["packages"]))]
-    if _GPU_CODE in printed:
-        checks.append(_gpu_code(labels.get(ARCHES, ""), printed[_GPU_CODE]))
+    judges = {
+        "packages": functools.partial(_packages, verdict.sbom),
+        _GPU_CODE: functools.partial(_gpu_code, labels.get(ARCHES, "")),
+    }
+    checks = [_judged(name, judges[name], output) for name, output in printed.items()]
     return dataclasses.replace(verdict, checks=(*verdict.checks, *checks))
 
 
-def _packages(bill: bytes, found: dict[str, Any]) -> Check:
+def _judged(name: str, judge: Callable[[str], Check], output: str) -> Check:
+    """Return a check of what was printed in an image, where its own programs may print anything."""
+    from pipeline.attest.verify import MALFORMED, Check  # noqa: PLC0415 - as in attest
+
+    try:
+        return judge(output)
+    except MALFORMED as error:
+        why = f"the image answers with what is no such list: {type(error).__name__}: {error}"
+        return Check(name, passed=False, told=why)
+
+
+def _packages(bill: bytes, output: str) -> Check:
     """Check that the packages in an image are those of its SBOM."""
     from pipeline.attest import sbom  # noqa: PLC0415 - as in attest
     from pipeline.attest.verify import Check  # noqa: PLC0415
+    from pipeline.stages import inventory  # noqa: PLC0415
 
-    told, inside = sbom.listed(bill), sbom.references(found)
+    told, inside = sbom.listed(bill), sbom.references(inventory.read(output))
     other = sorted(ref for ref in {*told, *inside} if told.get(ref) != inside.get(ref))
     good = f"{len(inside)} packages, as the SBOM lists them"
     why = f"the SBOM and the image differ in {', '.join(other[:5])}"

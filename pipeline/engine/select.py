@@ -37,6 +37,8 @@ _TRIAL_SECONDS: Final = 9.0
 _ANSWER_SECONDS: Final = 2.0
 _CONNECT_SECONDS: Final = 5
 """How long ssh and kubectl try to reach a machine before they say why not, and Docker to answer."""
+_LOGIN_SECONDS: Final = 30.0
+"""What a login may take where names are looked up, or users in a directory."""
 _SSH_FAILED: Final = 255
 
 LOCAL: Final = "local"
@@ -183,7 +185,7 @@ def _ssh(host: str) -> str | None:
     # A client of Dagger's has no terminal either. A master would stay behind in the background.
     options = ("BatchMode=yes", f"ConnectTimeout={_CONNECT_SECONDS}", "ControlMaster=no")
     flags = [word for option in options for word in ("-o", option)]
-    asked = _ended(["ssh", *flags, *user, *port, "--", name, "true"], _TRIAL_SECONDS)
+    asked = _ended(["ssh", *flags, *user, *port, "--", name, "true"], _LOGIN_SECONDS)
     if isinstance(asked, str):
         return asked
     # Any other code is that of the command: somebody was there to run it.
@@ -209,14 +211,14 @@ def _pod(host: str) -> str | None:
     # One whose node is lost is "Running" for ever; some minutes later it is to be deleted.
     what = "jsonpath={.status.phase} {.metadata.deletionTimestamp}"
     limit = f"--request-timeout={_CONNECT_SECONDS}s"
-    got = _ended(["kubectl", *where, limit, "get", "pod", url.netloc, "-o", what], _TRIAL_SECONDS)
+    got = _ended(["kubectl", *where, limit, "get", "pod", url.netloc, "-o", what], _LOGIN_SECONDS)
     if isinstance(got, str):
         return got
     if got.returncode != 0:
         return _last(got)
     phase, _, deleted = got.stdout.strip().partition(" ")
     if deleted:
-        return f"its pod is being deleted since {deleted}"
+        return f"its pod is to be gone by {deleted}"
     return None if phase == "Running" else f"its pod is {phase or 'in no phase'}, not Running"
 
 

@@ -44,7 +44,6 @@ _TOGETHER_SECONDS: Final = 30.0
 # The base may have to be made first; later it is there.
 _FIRST_ANSWER_SECONDS: Final = 600.0
 _NEXT_ANSWER_SECONDS: Final = 60.0
-_WATCH_SECONDS: Final = 10.0
 # Of an engine that cells are running on: a busy machine may miss one or two.
 _SILENCES: Final = 3
 
@@ -404,7 +403,7 @@ class _Run:
         assert self.state
         silences = 0
         while engine.name not in self.state.asked and engine.name not in self.state.dead:
-            await anyio.sleep(_WATCH_SECONDS)
+            await anyio.sleep(engine.pause)
             why = await to_thread.run_sync(engine.why_silent)
             silences = silences + 1 if why else 0
             if silences == _SILENCES:

@@ -23,6 +23,8 @@ GIB: Final = 1 << 30
 _CORES_EACH: Final = 2
 _MEMORY_EACH: Final = 4 * GIB
 _KEEP: Final = 2000
+_PAUSE: Final = 10.0
+_LOGIN_PAUSE: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,11 @@ class Engine:
     """What makes a child take this engine and no other."""
     here: bool
     """Whether it is on this machine, and comes back when it is called again."""
+
+    @property
+    def pause(self) -> float:
+        """How many seconds to leave between two questions: by ssh each is a login."""
+        return _LOGIN_PAUSE if self.host.startswith("ssh://") else _PAUSE
 
     def why_silent(self) -> str:
         """Return why it does not answer, empty if it does, or if only Dagger could tell."""

@@ -176,7 +176,9 @@ def _held(state: State, engine: str) -> frozenset[str]:
 def _fitness(
     state: State, cell: str, engine: str, held: Mapping[str, frozenset[str]]
 ) -> tuple[bool, int]:
-    inputs = state.jobs[cell].inputs
+    job = state.jobs[cell]
+    # Objects draw no cell whose torch is in the store.
+    inputs = job.inputs - ({job.libtorch} - state.awaited(cell))
     here = _weight(inputs & held[engine])
     elsewhere = max(
         (_weight(inputs & it) for name, it in held.items() if name != engine), default=0

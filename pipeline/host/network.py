@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from platformdirs import user_state_path
 
@@ -67,7 +68,7 @@ def look(settings: Settings, environ: Mapping[str, str]) -> Network:
     left_out = tuple(name for name, value in found.items() if "@" in value)
     kept = {name: value for name, value in found.items() if name not in left_out}
     mirror = (settings.git_old, settings.git_new)
-    if tuple(map(without_login, mirror)) != mirror:
+    if any(map(_has_login, mirror)):
         left_out = (*left_out, "GIT_NEW")
     elif settings.git_new:
         kept |= _instead_of(*mirror)
@@ -75,6 +76,13 @@ def look(settings: Settings, environ: Mapping[str, str]) -> Network:
     if own:
         kept |= dict.fromkeys(_CA_FILES, CA)
     return Network(kept, own or ca.public(), left_out)
+
+
+def _has_login(url: str) -> bool:
+    """Say whether a URL of git holds what nobody else may see; the user of ssh is no secret."""
+    if url.startswith("ssh://"):
+        return urlsplit(url).password is not None
+    return without_login(url) != url
 
 
 def _instead_of(old: str, new: str) -> dict[str, str]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-_SCRATCH: Final = ".cresset-"
+# Of this machine alone: on a shared disk a lock on a folder is not seen by the others (NFS).
+_SCRATCH: Final = f".cresset-{platform.node()}-"
 
 
 def write(path: Path, content: str | bytes, *, mode: int | None = None) -> None:

@@ -96,8 +96,9 @@ def candidates(base: Container, spec: ImageSpec, lock: Locked, *, moment: str) -
 
 
 def read_candidates(output: str) -> dict[str, str]:
-    """Return what `candidates` printed, by package; none of what apt does not know."""
-    return dict(re.findall(r"^(\S+):\n  Installed: .*\n  Candidate: (\S+)$", output, re.MULTILINE))
+    """Return what `candidates` printed, by package; without those that apt does not have."""
+    found = re.findall(r"^(\S+):\n  Installed: .*\n  Candidate: (\S+)$", output, re.MULTILINE)
+    return {name: version for name, version in found if version != "(none)"}
 
 
 def let_go(image: Container, lock: Locked | None) -> Container:

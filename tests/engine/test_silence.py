@@ -14,6 +14,7 @@ import pytest
 from pipeline.engine import select
 from pipeline.errors import EngineError
 from pipeline.fleet import build as fleet
+from pipeline.fleet import engines
 from tests.unit import test_fleet_run as runner
 
 Stand = Callable[[str, str], None]
@@ -69,7 +70,7 @@ def test_a_host_that_ssh_reaches_answers(
 def test_one_that_ssh_does_not_reach_is_told_in_words(
     stand_in: Stand, monkeypatch: pytest.MonkeyPatch, script: str, said: str
 ) -> None:
-    monkeypatch.setattr(select, "_TRIAL_SECONDS", 0.4 if "sleep" in script else 60)
+    monkeypatch.setattr(select, "_LOGIN_SECONDS", 0.4 if "sleep" in script else 60)
     stand_in("ssh", script)
     why = select.no_answer("ssh://me@builder") or ""
     assert said in why
@@ -104,7 +105,7 @@ def test_a_pod_that_runs_answers(stand_in: Stand, tmp_path: Path, query: str, be
     ("script", "said"),
     [
         ("printf 'Pending '", "its pod is Pending, not Running"),
-        ("printf 'Running 2026-11-29T12:00:00Z'", "is being deleted since 2026-11-29T12:00:00Z"),
+        ("printf 'Running 2026-11-29T12:00:00Z'", "is to be gone by 2026-11-29T12:00:00Z"),
         ("printf ' '", "its pod is in no phase, not Running"),
         ("""echo 'E1129 memcache.go:265' >&2
             echo 'Error from server (NotFound): pods "dagger-0" not found' >&2; exit 1""",
@@ -115,7 +116,7 @@ def test_a_pod_that_runs_answers(stand_in: Stand, tmp_path: Path, query: str, be
 def test_a_pod_that_does_not_run_is_told_in_words(
     stand_in: Stand, monkeypatch: pytest.MonkeyPatch, script: str, said: str
 ) -> None:
-    monkeypatch.setattr(select, "_TRIAL_SECONDS", 0.4 if "sleep" in script else 60)
+    monkeypatch.setattr(select, "_LOGIN_SECONDS", 0.4 if "sleep" in script else 60)
     stand_in("kubectl", script)
     assert said in (select.no_answer("kube-pod://dagger-0") or "")
 
@@ -137,8 +138,8 @@ def test_an_engine_whose_host_hangs_gives_its_cell_to_another(
     # Its host is there until a cell of its waits, and from then on the line is dead.
     stand_in("ssh", f"case $* in *two*) ls {tmp_path}/*.pid > /dev/null && exec sleep 60; esac")
     monkeypatch.setattr(fleet, "PROGRAM", runner.PROGRAM)
-    monkeypatch.setattr(fleet, "_WATCH_SECONDS", 0.05)
-    monkeypatch.setattr(select, "_TRIAL_SECONDS", 2.0)
+    monkeypatch.setattr(engines, "_LOGIN_PAUSE", 0.05)
+    monkeypatch.setattr(select, "_LOGIN_SECONDS", 2.0)
     monkeypatch.setenv("STAND_IN_NOTES", str(tmp_path))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     made, said = runner.run(runner.wanted(a=f"wait {two}", b=f"wait {two}"), f"{one} {two}")

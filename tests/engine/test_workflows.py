@@ -457,7 +457,8 @@ def test_releases_that_the_tables_lack_are_told_where_no_pin_moved(
         site.stand_in("gh", gh)
         ended = site.run("updates/propose: Propose them", TOKEN)
         assert ended.code == 0, ended.err
-        assert [line.split()[1:3] for line in ended.stood_in][1:] == [["pr", "list"], ["pr", verb]]
+        *_, listed, last = [line.split()[1:3] for line in ended.stood_in]
+        assert (listed, last) == (["pr", "list"], ["pr", verb])
         title = "Releases that the compatibility tables lack"
         assert f"--title {title} --body-file {site.folder}/body.md" in ended.stood_in[-1]
         # A pull request needs a commit of its own, and this one changes nothing.
@@ -465,6 +466,15 @@ def test_releases_that_the_tables_lack_are_told_where_no_pin_moved(
         assert _git(site.clone, "diff", "main", "updates/pins") == ""
         assert _git(site.clone, "rev-list", "--count", "main..updates/pins").strip() == "1"
         _begin_anew(site)
+
+
+def test_releases_that_somebody_was_told_of_are_proposed_once(site: Site, origin: Path) -> None:
+    (site.folder / "releases.json").write_text(json.dumps(LACKING))
+    site.stand_in("gh", r"""case "$*" in *"--state all"*) printf 'what moves\r\n';; esac""")
+    ended = site.run("updates/propose: Propose them", TOKEN)
+    assert ended.code == 0, ended.err
+    assert [line.split()[1:3] for line in ended.stood_in] == [["pr", "list"]]
+    assert _git(origin, "branch", "--list") == ""
 
 
 def plan(site: Site, registry: str, force: str = "false", hold: str = "") -> list[dict[str, str]]:

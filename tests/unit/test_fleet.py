@@ -11,7 +11,7 @@ from pipeline.fleet import handout
 from pipeline.fleet.handout import Job, Outcome, State
 from tests.unit.specs import spec
 
-WHEELS = [f"torchvision:{letter}" for letter in "abc"]
+WHEELS = [f"torchvision:{letter}" for letter in "abc"] + ["torch:a", "torch:b"]
 INPUTS = [f"{kind}:{letter}" for kind in ("base", "python", "magma") for letter in "xy"]
 
 
@@ -22,6 +22,7 @@ def fleets(draw: st.DrawFn) -> State:
         f"cell{number}": Job(
             frozenset(draw(st.sets(st.sampled_from([*WHEELS, "magma:m"]), max_size=2))),
             frozenset(draw(st.sets(st.sampled_from(INPUTS)))),
+            draw(st.sampled_from(["", "libtorch:x"])),
         )
         for number in range(draw(st.integers(0, 12)))
     }
@@ -38,7 +39,7 @@ def handed_out(state: State) -> State:
         assert cell in state.pending
         state = handout.hand(state, cell, engine)
         assert state.load(engine) <= 1
-        making = Counter(wheel for it in state.running for wheel in state.to_make(it))
+        making = Counter(wheel for it in state.running for wheel in state.awaited(it))
         assert max(making.values(), default=0) <= 1, "compiled twice at a time"
         for name in state.engines:
             on_it = [it for it, at in state.running.items() if at == name]
@@ -132,7 +133,7 @@ def test_torch_for_another_python_waits_for_libtorch_and_goes_where_its_objects_
     jobs["other"] = Job(frozenset({"torch:y"}), libtorch="libtorch:y")
     engines = {"one": 1, "two": 1, "three": 1}
     state = handed_out(handout.begin(jobs, engines, stored=frozenset({"torch:14"})))
-    assert state.running == {"py312": "one", "other": "two", "vision": "three"}
+    assert state.running == {"py312": "one", "vision": "two", "other": "three"}
     assert state.pending == ("py313",)
     state = handed_out(handout.delivered(handout.delivered(state, "vision"), "other"))
     assert state.pending == ("py313",), "engines that have nothing of it are free, and it waits"

@@ -213,7 +213,7 @@ def test_engines_that_do_not_answer_at_the_start_are_left_out(
 def test_an_engine_that_falls_silent_does_not_hold_its_cells_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fleet, "_WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(engines, "_PAUSE", 0.05)
     monkeypatch.setattr(
         select, "no_answer", lambda _: "no route" if list(tmp_path.glob("*.pid")) else None
     )

@@ -322,6 +322,10 @@ less:
   Version table:
      668-1 500
         500 http://deb.debian.org/debian trixie/main amd64 Packages
+libfoo:
+  Installed: (none)
+  Candidate: (none)
+  Version table:
 """
     assert locked.read_candidates(printed) == {"libc6": "2.41-12", "less": "668-1"}
 

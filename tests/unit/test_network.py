@@ -91,6 +91,8 @@ def test_a_mirror_of_git_is_one_in_containers_too(tmp_path: Path) -> None:
         ("https://github.com/", "https://token@git.example/", False),
         ("https://me:s3cr3t@github.com/", "https://git.example/", False),
         ("git@github.com:", "git@git.example:mirror/", True),
+        ("https://github.com/", "ssh://git@git.example/", True),
+        ("https://github.com/", "ssh://git:s3cr3t@git.example/", False),
     ],
 )
 def test_a_mirror_with_a_login_is_left_out_whole(old: str, new: str, told: bool) -> None:

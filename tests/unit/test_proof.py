@@ -472,6 +472,7 @@ def test_cosign_signs_an_image_last(monkeypatch: pytest.MonkeyPatch) -> None:
         ("https://sigstore.dev/cosign/sign/v1", True),
         (provenance.PREDICATE, False),
         (sbom.PREDICATE, False),
+        ("https://cosign.sigstore.dev/attestation/vuln/v1", False),
     ],
 )
 def test_a_statement_of_cosigns_is_no_signature(
@@ -799,3 +800,17 @@ def test_looked_into_an_image_its_torch_is_asked_too(
     before = len(verdict.checks)
     looked = proof.looked_into(verdict, Settings())
     assert {it.name: it.passed for it in looked.checks[before:]} == checks
+
+
+@pytest.mark.parametrize(
+    "output", ["", "bye", "[]", '{"torch": null}', '{"torch": {"version": 1}}']
+)
+def test_an_image_that_prints_what_it_likes_is_refused_in_words(
+    output: str, key: ec.EllipticCurvePrivateKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, pinned = proved(monkeypatch, key, {"target": "train"})
+    monkeypatch.setattr(proof, "_printed", lambda _, stages, *__: dict.fromkeys(stages, output))
+    verdict = verify.verify(pinned, key.public_key(), quiet, layers=False)
+    failed = {it.name: it.told for it in proof.looked_into(verdict, Settings()).failed}
+    assert {"packages", "GPU code"} <= failed.keys()
+    assert "the image answers with what is no such list" in failed["GPU code"]
