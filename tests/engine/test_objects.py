@@ -71,12 +71,13 @@ def begin_put(port: int, size: int, sent: bytes) -> socket.socket:
 
 
 def files(folder: Path) -> dict[str, int]:
-    """Return the size of each file below a folder."""
-    return {
-        str(path.relative_to(folder)): path.stat().st_size
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    """Return the size of each file below a folder, where some may be going."""
+    found = {}
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file():
+                found[str(path.relative_to(folder))] = path.stat().st_size
+    return found
 
 
 def until(condition: Callable[[], object]) -> None:
