@@ -44,24 +44,27 @@ def scratch(parent: Path) -> Iterator[Path]:
     """
     with contextlib.ExitStack() as stack:
         # So that nobody takes for forgotten what is not locked yet.
-        with _locked(parent, fcntl.LOCK_EX):
+        with locked(parent, fcntl.LOCK_EX):
             for left in parent.glob(f"{_SCRATCH}*"):
                 with (
                     contextlib.suppress(OSError),
-                    _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB),
+                    locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB),
                 ):
                     shutil.rmtree(left)
             made = stack.enter_context(TemporaryDirectory(dir=parent, prefix=_SCRATCH))
-            stack.enter_context(_locked(Path(made), fcntl.LOCK_SH))
+            stack.enter_context(locked(Path(made), fcntl.LOCK_SH))
         yield Path(made)
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, how: int) -> Iterator[None]:
-    """Hold a lock on a folder, which ends with its holder; OSError if it cannot be had."""
+def locked(folder: Path, how: int) -> Iterator[int]:
+    """Hold a lock of ``fcntl`` on a folder, which ends with its holder; OSError without it.
+
+    Yields the descriptor that holds it.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, how)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)

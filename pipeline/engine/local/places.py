@@ -11,12 +11,14 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from pathlib import Path
 
 import platformdirs
 
 from pipeline.errors import EngineError
+from pipeline.host import whole
 
 Say = Callable[[str], None]
 
@@ -73,15 +75,9 @@ def locked(file: Path, waiting: Callable[[], None]) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def in_use(folder: Path) -> Iterator[int]:
-    """Yield a descriptor that keeps `folder` from being pruned for as long as anyone holds it."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def in_use(folder: Path) -> AbstractContextManager[int]:
+    """Give a descriptor that keeps `folder` from being pruned for as long as anyone holds it."""
+    return whole.locked(folder, fcntl.LOCK_SH)
 
 
 def prune(stem: str, keep: Path) -> None:
